@@ -1,0 +1,69 @@
+"""Each example runs as its reader would run it, and prints the numbers it promises."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "examples"
+DIGEST = r"\b[0-9a-f]{16,64}\b"
+
+
+def quickstart(lines: list[str]) -> None:
+    (accuracy,) = [float(line.split()[-1]) for line in lines if line.startswith("held-out accuracy ")]
+    assert 0.95 <= accuracy <= 1.0
+    assert re.search(DIGEST, lines[-1])
+
+
+def four_levels(lines: list[str]) -> None:
+    digests = re.findall(DIGEST, "\n".join(lines))
+    assert len(digests) == 4 and len(set(digests)) == 1
+
+
+def check_your_unit(lines: list[str]) -> None:
+    assert any(re.search(r"\bLawError\b|\bpurity\b", line, re.IGNORECASE) for line in lines)
+
+
+EXPECTED: dict[str, Callable[[list[str]], None]] = {
+    "quickstart.py": quickstart,
+    "four_levels.py": four_levels,
+    "check_your_unit.py": check_your_unit,
+}
+
+
+def run(name: str, folder: Path, hash_seed: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, FOLDER / name],
+        cwd=folder,
+        env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_every_example_has_its_expectation():
+    assert {path.name for path in FOLDER.glob("*.py")} == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("name", sorted({path.name for path in FOLDER.glob("*.py")} | EXPECTED.keys()))
+def test_example_prints_what_it_promises(name: str, tmp_path: Path):
+    EXPECTED[name](run(name, tmp_path).splitlines())
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_example_is_read_in_one_sitting(name: str):
+    assert len((FOLDER / name).read_text().splitlines()) <= 120
+
+
+def test_two_runs_of_the_quickstart_print_the_same(tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    assert run("quickstart.py", first, hash_seed=1) == run("quickstart.py", second, hash_seed=2)
