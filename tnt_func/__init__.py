@@ -1,0 +1,43 @@
+"""tnt_func: training as a fold of pure steps.
+
+A unit says what one step does, a State holds everything the run knows, and the loop folds the unit over the data and
+hands every intermediate state out as an event.
+"""
+
+from tnt_func import errors as errors
+from tnt_func import metrics as metrics
+from tnt_func import pytree as pytree
+from tnt_func import rng as rng
+from tnt_func.data.cursors import batches as batches
+from tnt_func.events import Event as Event
+from tnt_func.events import Observer as Observer
+from tnt_func.metrics import Metric as Metric
+from tnt_func.progress import Progress as Progress
+from tnt_func.rng import Key as Key
+from tnt_func.rng import fold_in as fold_in
+from tnt_func.rng import key as key
+from tnt_func.rng import split as split
+from tnt_func.runs import evaluate as evaluate
+from tnt_func.runs import evaluate_events as evaluate_events
+from tnt_func.runs import fit as fit
+from tnt_func.runs import fit_events as fit_events
+from tnt_func.runs import predict as predict
+from tnt_func.runs import predict_events as predict_events
+from tnt_func.runs import train as train
+from tnt_func.runs import train_events as train_events
+from tnt_func.state import State as State
+from tnt_func.state import digest as digest
+from tnt_func.transitions import end_epoch as end_epoch
+from tnt_func.transitions import prepare as prepare
+from tnt_func.transitions import start_epoch as start_epoch
+from tnt_func.transitions import step as step
+from tnt_func.unit import Callback as Callback
+from tnt_func.unit import EvalUnit as EvalUnit
+from tnt_func.unit import FitUnit as FitUnit
+from tnt_func.unit import Hook as Hook
+from tnt_func.unit import PredictUnit as PredictUnit
+from tnt_func.unit import Step as Step
+from tnt_func.unit import TrainUnit as TrainUnit
+from tnt_func.unit import attach as attach
+
+__version__ = "0.1.0"

@@ -1,0 +1,271 @@
+"""The loop: what happens in which order, told as events.
+
+    train:
+        START
+        while an epoch is open, or (no stop, and steps < max_steps and epochs < max_epochs):
+            if no epoch is open: metrics = empty; EPOCH_START
+            for batch in the epoch's data, from steps_in_epoch on, until stop, max_steps or max_steps_per_epoch:
+                yield fetched; STEP_START; state, output = train_step(state, batch)
+                steps += 1; steps_in_epoch += 1; metrics = merge(metrics, output); STEP_END
+                if due: EVALUATE
+                yield step_done; if pause_when(): yield paused; return
+            epochs += 1; steps_in_epoch = 0; EPOCH_END
+            if due: EVALUATE
+            yield epoch_done; if pause_when(): yield paused; return
+        END; stop = None
+
+    evaluate, predict:
+        START; metrics = empty; EPOCH_START
+        for batch in data, until stop or max_steps_per_epoch:
+            yield fetched; STEP_START; state, output = eval_step(state, batch)
+            steps += 1; steps_in_epoch += 1; metrics = merge(metrics, output); STEP_END
+        epochs += 1; steps_in_epoch = 0; EPOCH_END; END
+
+A name in capitals is a point: its hooks run, the unit's first, then its event is yielded. Whatever is raised, a hook or
+the consumer of the events included, becomes a `failed` event and is raised again.
+
+Example:
+    >>> from tnt_func import rng
+    >>> from tnt_func.unit import TrainUnit
+    >>> unit = Transitions(TrainUnit(train_step=lambda state, batch: (state, {})))
+    >>> run, data = Run(State(params=0, key=rng.key(0))), Cursor([1], "train", rng.scope)
+    >>> [event.point for event in run.events("train", training(run, unit, data, Limits.of(1, None, None)))]
+    ['start', 'epoch_start', 'fetched', 'step_start', 'step_end', 'step_done', 'epoch_end', 'epoch_done', 'end']
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tnt_func.data.cursors import Cursor, describe
+from tnt_func.errors import DataError, UsageError
+from tnt_func.events import Event
+from tnt_func.state import State
+from tnt_func.transitions import Transitions, call
+from tnt_func.types import Batch, Limit, Phase
+from tnt_func.unit import RESERVED
+
+_NO_BATCH = object()
+
+
+def limit(name: str, value: Limit) -> float:
+    """A limit as a number; infinity where none is given.
+
+    Raises:
+        UsageError: it is negative, or no whole number.
+
+    Example:
+        >>> limit("max_steps", 3), limit("max_steps", None)
+        (3, inf)
+    """
+    if value is None:
+        return math.inf
+    if isinstance(value, bool) or value < 0 or not (isinstance(value, int) or value == math.inf):
+        raise UsageError(
+            f"{name}={value!r} was given; a limit is a non-negative integer, math.inf, or None. Write {name}=10, say."
+        )
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Lifetime totals at which training ends, as numbers; infinity where there is none.
+
+    Example:
+        >>> Limits.of(4, None, None).epochs
+        4
+    """
+
+    epochs: float
+    steps: float
+    steps_in_epoch: float
+
+    @classmethod
+    def of(cls, epochs: Limit, steps: Limit, steps_in_epoch: Limit, per_epoch: str = "max_steps_per_epoch") -> "Limits":
+        """Limits out of an entry point's arguments.
+
+        Raises:
+            UsageError: a limit is no non-negative integer, or nothing ends the run.
+        """
+        limits = cls(limit("max_epochs", epochs), limit("max_steps", steps), limit(per_epoch, steps_in_epoch))
+        if epochs is None and steps is None:
+            raise UsageError(
+                "neither max_epochs nor max_steps was given; a run needs one that ends it. Write max_epochs=10, or "
+                "max_epochs=math.inf to train until a hook requests a stop."
+            )
+        if limits.steps_in_epoch == 0 and limits.epochs == math.inf:
+            raise UsageError(
+                f"{per_epoch}=0 was given without max_epochs; epochs without a step never reach max_steps. "
+                "Write max_epochs=10, or leave the limit per epoch out."
+            )
+        return limits
+
+    def reached(self, state: State) -> str | None:
+        """Why no further epoch opens, or None."""
+        progress = state.progress.train
+        if state.stop is not None:
+            return state.stop
+        if progress.steps >= self.steps:
+            return f"max_steps={self.steps} reached"
+        return f"max_epochs={self.epochs} reached" if progress.epochs >= self.epochs else None
+
+    def closes(self, state: State) -> bool:
+        """Whether the open epoch takes no further step."""
+        progress = state.progress.train
+        return progress.steps >= self.steps or progress.steps_in_epoch >= self.steps_in_epoch or state.stop is not None
+
+
+class _Pause(Exception):
+    """Unwinds a run to its last resumable state."""
+
+
+class Run:
+    """What the events of one call share: the state it can resume from, and who may pause it.
+
+    Args:
+        state: the prepared state that the call begins with.
+        pause_when: asked at resumable points and after evaluation steps.
+
+    Example:
+        >>> from tnt_func.rng import key
+        >>> [event.point for event in Run(State(params=0, key=key(0))).events("train", iter(()))]
+        []
+    """
+
+    def __init__(self, state: State, pause_when: Callable[[], bool] | None = None):
+        self.last, self._pause_when = state, pause_when
+
+    def done(self, point: Any, state: State, batch: Batch = None) -> Event:
+        """The resumable event of a point."""
+        self.last = state
+        return Event("train", point, state, batch, resumable=True)
+
+    def ask(self) -> None:
+        """Unwind the run where `pause_when` says so."""
+        if self._pause_when is not None and call("pause_when", self._pause_when):
+            raise _Pause
+
+    def events(self, phase: Phase, body: Iterator[Event]) -> Iterator[Event]:
+        """The events of a run, with what ends it early: `paused`, or `failed` and then the error."""
+        try:
+            try:
+                yield from body
+            except _Pause:
+                yield Event(phase, "paused", self.last, resumable=True, reason="pause_when returned True")
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            yield Event(phase, "failed", self.last, resumable=phase == "train", error=error)
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The evaluations inside training, and when they are due.
+
+    Args:
+        evaluate: one evaluation of a state, as events that return the state after it.
+        every_n_epochs: after every n-th epoch of the lifetime; 0 is never, None is 1 where no step cadence is given.
+        every_n_steps: after every n-th step of the lifetime; 0 and None are never.
+    """
+
+    evaluate: Callable[[State], Generator[Event, None, State]]
+    every_n_epochs: int | None = None
+    every_n_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every_n_epochs", "every_n_steps"):
+            value: Any = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or value < 0):
+                raise UsageError(
+                    f"evaluate_{name}={value!r} was given; a cadence is a positive integer, 0 for never, or None. "
+                    f"Write evaluate_{name}=1, say."
+                )
+
+    def after_step(self, state: State) -> bool:
+        """Whether an evaluation is due after the step that was just taken."""
+        return bool(self.every_n_steps) and state.progress.train.steps % self.every_n_steps == 0
+
+    def after_epoch(self, state: State) -> bool:
+        """Whether an evaluation is due after the epoch that was just closed."""
+        every = self.every_n_epochs
+        if every is None:
+            every = 0 if self.every_n_steps else 1
+        return every > 0 and state.progress.train.epochs % every == 0
+
+
+def training(run: Run, unit: Transitions, data: Cursor, limits: Limits, due: Due | None = None) -> Iterator[Event]:
+    """The events of training from `run.last` on, `paused` and `failed` left to `run.events`."""
+    state = unit.hooks("start", run.last)
+    yield Event("train", "start", state)
+    while state.progress.train.is_open or limits.reached(state) is None:
+        batches = data.epoch(state)
+        if not state.progress.train.is_open:
+            state = unit.open_epoch(state.remember(RESERVED, describe(data.data)))
+            yield Event("train", "epoch_start", state)
+        while not limits.closes(state):
+            batch = next(batches, _NO_BATCH)
+            if batch is _NO_BATCH:
+                _check_fed(state, limits)
+                break
+            yield Event("train", "fetched", state, batch)
+            state = unit.hooks("step_start", state)
+            yield Event("train", "step_start", state, batch)
+            state = unit.hooks("step_end", unit.step(state, batch))
+            yield Event("train", "step_end", state, batch)
+            state = state.replace(output=None)
+            if due is not None and due.after_step(state):
+                state = yield from due.evaluate(state)
+            yield run.done("step_done", state, batch)
+            run.ask()
+        state = unit.close_epoch(state)
+        yield Event("train", "epoch_end", state)
+        if due is not None and due.after_epoch(state):
+            state = yield from due.evaluate(state)
+        yield run.done("epoch_done", state)
+        run.ask()
+    state = unit.hooks("end", state)
+    yield Event("train", "end", state.replace(stop=None), reason=limits.reached(state))
+
+
+def evaluating(
+    run: Run, unit: Transitions, data: Cursor, max_steps: float, state: State
+) -> Generator[Event, None, State]:
+    """The events of one evaluation or prediction: one epoch, always opened and closed. Returns the state after it.
+
+    It begins with a clear stop; a stop that training had requested, or else one requested inside, is there afterwards.
+    """
+    phase: Phase = unit.phase
+    wanted = state.stop
+    state = unit.hooks("start", state.replace(stop=None))
+    yield Event(phase, "start", state)
+    batches = data.epoch(state)
+    state = unit.open_epoch(state)
+    yield Event(phase, "epoch_start", state)
+    while state.stop is None and state.progress.of(phase).steps_in_epoch < max_steps:
+        batch = next(batches, _NO_BATCH)
+        if batch is _NO_BATCH:
+            break
+        yield Event(phase, "fetched", state, batch)
+        state = unit.hooks("step_start", state)
+        yield Event(phase, "step_start", state, batch)
+        state = unit.hooks("step_end", unit.step(state, batch))
+        yield Event(phase, "step_end", state, batch)
+        state = state.replace(output=None)
+        run.ask()
+    state = unit.close_epoch(state)
+    yield Event(phase, "epoch_end", state)
+    state = unit.hooks("end", state)
+    yield Event(phase, "end", state.replace(stop=wanted), reason=state.stop or "the epoch is over")
+    return state if wanted is None else state.replace(stop=wanted)
+
+
+def _check_fed(state: State, limits: Limits) -> None:
+    """An epoch without a batch must not repeat for ever."""
+    if state.progress.train.is_open or limits.epochs < math.inf:
+        return
+    raise DataError(
+        f"epoch {state.progress.train.epochs} gave no batch, and without max_epochs no limit can be reached; the run "
+        "would not end. Pass data that has batches, or max_epochs."
+    )

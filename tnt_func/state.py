@@ -1,0 +1,154 @@
+"""Everything a run knows, as one immutable tree.
+
+A State is exactly what a checkpoint holds: no functions, no live optimizers, no generators. Nothing is remembered
+anywhere else, so a State alone decides how a run goes on.
+
+Laws:
+    `replace` shares what it does not change and never writes. `progress`, `key` and `stop` are static: no leaves.
+    Equal states have equal digests, in every process and on every platform.
+
+Example:
+    >>> state = State(params={"w": torch.ones(2)}, key=key(0))
+    >>> later = state.replace(params={"w": torch.zeros(2)})
+    >>> state.params["w"], later.params["w"]
+    (tensor([1., 1.]), tensor([0., 0.]))
+"""
+
+import ctypes
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
+
+import torch
+
+from tnt_func import pytree as trees
+from tnt_func.errors import UsageError
+from tnt_func.progress import RunProgress
+from tnt_func.pytree import pytree
+from tnt_func.rng import Key, key
+from tnt_func.types import PyTree
+
+__all__ = ["State", "digest", "key"]
+
+
+@pytree(static=("key", "progress", "stop"))
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class State:
+    """One immutable pytree: what the run has learned, where it stands, and what it draws from.
+
+    Args:
+        params: what the optimizer changes, usually a dict from names to tensors.
+        key: the random key of the run; every scope of the loop derives from it.
+        buffers: what a step changes without gradients, BatchNorm's averages say.
+        opt_state: the optimizer's state, hyper-parameters included.
+        progress: epochs and steps completed in each phase.
+        metrics: accumulators of the open epoch, by phase and name.
+        memory: named slots of callbacks and unit transforms.
+        output: what the step returned; set only between a step and its step_end hooks.
+        stop: why the run is finishing, or None.
+
+    Example:
+        >>> State(params={"w": torch.ones(2)}, key=key(0)).progress.train.steps
+        0
+    """
+
+    params: PyTree
+    key: Key
+    buffers: PyTree = field(default_factory=dict[str, Any])
+    opt_state: PyTree = field(default_factory=dict[str, Any])
+    progress: RunProgress = field(default_factory=RunProgress)
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    memory: Mapping[str, PyTree] = field(default_factory=dict[str, PyTree])
+    output: PyTree = None
+    stop: str | None = None
+
+    def replace(self, **changes: Any) -> "State":
+        """This state with some fields changed; the rest is shared, not copied.
+
+        Raises:
+            UsageError: State has no such field.
+
+        Example:
+            >>> state = State(params=1.0, key=key(0))
+            >>> state.replace(params=2.0).params, state.params
+            (2.0, 1.0)
+        """
+        if not FIELDS.issuperset(changes):
+            unknown = sorted(changes.keys() - FIELDS)
+            raise UsageError(f"state.replace was given {unknown}; a State has {sorted(FIELDS)}. Write one of those.")
+        new = object.__new__(State)
+        new.__dict__.update(self.__dict__)
+        new.__dict__.update(changes)
+        return new
+
+    def remember(self, name: str, value: PyTree) -> "State":
+        """This state with one slot of memory changed.
+
+        Example:
+            >>> State(params=1.0, key=key(0)).remember("best", 0.5).memory["best"]
+            0.5
+        """
+        return self.replace(memory={**self.memory, name: value})
+
+    def request_stop(self, reason: str) -> "State":
+        """This state, asking the run to finish: the open epoch is closed, its hooks and due evaluation run.
+
+        The first reason given is kept.
+
+        Example:
+            >>> State(params=1.0, key=key(0)).request_stop("converged").request_stop("later").stop
+            'converged'
+        """
+        return self if self.stop is not None else self.replace(stop=reason)
+
+    def __repr__(self) -> str:
+        sizes = [leaf.numel() * leaf.element_size() for leaf in trees.tensors(self)]
+        stop = f", stop={self.stop!r}" if self.stop is not None else ""
+        return f"State({len(sizes)} tensors, {sum(sizes):,} bytes, key={self.key}, train={self.progress.train}{stop})"
+
+
+FIELDS = frozenset(field.name for field in fields(State))
+
+
+def digest(state: PyTree) -> str:
+    """A name for a state's exact content: 64 hexadecimal digits, equal for equal states and for no others.
+
+    Covers paths, types, shapes, static fields and the bits of every leaf, little-endian; not devices. Leaves are
+    fetched to the CPU, which waits for the device.
+
+    Args:
+        state: a State, or any tree.
+
+    Example:
+        >>> a = State(params={"w": torch.ones(2)}, key=key(0))
+        >>> digest(a) == digest(a.replace(params={"w": torch.ones(2)}))
+        True
+        >>> digest(a) == digest(a.replace(params={"w": torch.ones(2).double()}))
+        False
+
+    References:
+        SHA-256, FIPS 180-4.
+    """
+    hasher = hashlib.sha256()
+    for values in trees.static_fields(trees.structure(state)):
+        hasher.update(f"static {values!r}\n".encode())
+    for path, leaf in sorted(trees.named_leaves(state), key=lambda pair: pair[0]):
+        if isinstance(leaf, torch.Tensor):
+            hasher.update(f"{path} {leaf.dtype} {list(leaf.shape)}\n".encode())
+            data = _bytes(leaf)
+            hasher.update((ctypes.c_ubyte * data.numel()).from_address(data.data_ptr()))
+        else:
+            value = leaf.hex() if isinstance(leaf, float) else repr(leaf)
+            hasher.update(f"{path} {type(leaf).__name__} {value}\n".encode())
+    return hasher.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's bytes on the CPU, in order, little-endian."""
+    flat = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous().reshape(-1)
+    if sys.byteorder == "big":
+        flat = flat.clone()
+        cast(Any, flat.untyped_storage()).byteswap(flat.dtype)
+    return flat.view(torch.uint8)

@@ -1,0 +1,339 @@
+"""The transitions that a run is made of: open an epoch, take a step, close an epoch. The loop strings them together.
+
+Every call of user code is made here: under its seed scope, with gradients on in training and off elsewhere, with its
+result checked by identity, which costs a fraction of a microsecond. Structure, shapes and dtypes are compared on the
+first step only.
+
+Laws:
+    The key of a step's scope is a function of the phase and the steps completed, that of any other hook of the phase,
+    the epochs completed and the point. So a transition is a function of the state and the batch.
+
+Example:
+    >>> unit = TrainUnit(train_step=lambda state, batch: (state.replace(params=state.params + batch), {}))
+    >>> state = start_epoch(unit, prepare(unit, State(params=0, key=rng.key(0))))
+    >>> state = end_epoch(unit, step(unit, step(unit, state, 1), 2))
+    >>> state.params, state.progress.train
+    (3, Progress(epochs=1, steps=2, steps_in_epoch=0))
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from tnt_func import pytree as trees
+from tnt_func import rng
+from tnt_func.arguments import expects
+from tnt_func.data.cursors import BLANK
+from tnt_func.errors import ContractError, StructureError, UsageTypeError
+from tnt_func.state import State
+from tnt_func.types import Batch, Output, Phase, typed
+from tnt_func.unit import (
+    POINTS,
+    RESERVED,
+    Callback,
+    EvalUnit,
+    FitUnit,
+    Hook,
+    PhaseUnit,
+    PredictUnit,
+    TrainUnit,
+    Unit,
+    attach,
+    hook_of,
+    links,
+    memories,
+    parts,
+    step_of,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+U = TypeVar("U")
+
+MODEL = ("params", "buffers", "opt_state")
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+@expects(TrainUnit, EvalUnit, PredictUnit, FitUnit)
+@typed
+def prepare(unit: Unit, state: State, callbacks: Sequence[Callback] = ()) -> State:
+    """The state of a run's first event: every slot of memory and every accumulator is there.
+
+    It is what a checkpoint of the run looks like, so the `like` to restore one into. Slots already there are kept.
+
+    Args:
+        unit: any unit.
+        state: the state that the run is to begin or continue from.
+        callbacks: as they will be given to the run.
+
+    Raises:
+        StructureError: the state has a leaf that no checkpoint could hold.
+        UsageError: a name is used twice, or a callback does not fit the unit.
+
+    Example:
+        >>> unit = TrainUnit(train_step=max, memory={"average": lambda state: state.params})
+        >>> sorted(prepare(unit, State(params=1.0, key=rng.key(0))).memory)
+        ['average', 'data']
+    """
+    unit = attach(unit, *callbacks)
+    if not isinstance(state.key, rng.Key):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageTypeError(
+            f"state.key is {state.key!r}, a {type(state.key).__name__}; a run draws from a Key. Write key=tnt.key(0)."
+        )
+    trees.check_leaves(state.replace(output=None), "state")
+    memory = {RESERVED: BLANK, **state.memory}
+    for name, first in memories(unit).items():
+        if name not in memory:
+            with rng.scope(rng.fold_in(rng.fold_in(state.key, "memory"), name)):
+                memory[name] = call(f"the memory function of {name!r}", first, state)
+    metrics = dict(state.metrics)
+    for part in parts(unit):
+        have = metrics.get(part.phase, {})
+        metrics[part.phase] = {name: have.get(name) or metric.empty() for name, metric in part.metrics.items()}
+    state = state.replace(memory=memory, metrics=metrics, output=None)
+    trees.check_leaves(state, "state")
+    return state
+
+
+@expects(TrainUnit, EvalUnit, PredictUnit)
+@typed
+def step(unit: PhaseUnit, state: State, batch: Batch) -> State:
+    """One whole transition, the function that the loop folds: step_start hooks, step, counters, step_end hooks.
+
+    Args:
+        unit: a unit of one phase.
+        state: a prepared state.
+        batch: what the step takes.
+
+    Raises:
+        ContractError: the step or a hook returned the wrong thing.
+        StructureError: the step changed structure, shapes or dtypes.
+
+    Example:
+        >>> unit = TrainUnit(train_step=lambda state, batch: (state.replace(params=state.params * batch), {}))
+        >>> step(unit, State(params=3.0, key=rng.key(0)), 2.0).params
+        6.0
+    """
+    run = Transitions(unit)
+    return run.hooks("step_end", run.step(run.hooks("step_start", state), batch)).replace(output=None)
+
+
+@expects(TrainUnit, EvalUnit, PredictUnit)
+@typed
+def start_epoch(unit: PhaseUnit, state: State) -> State:
+    """Open an epoch: metrics are emptied, epoch_start hooks run. An epoch that is open already is left as it is.
+
+    Example:
+        >>> unit = TrainUnit(train_step=max, on_train_epoch_start=lambda state: state.replace(params=1))
+        >>> start_epoch(unit, State(params=0, key=rng.key(0))).params
+        1
+    """
+    return state if state.progress.of(unit.phase).is_open else Transitions(unit).open_epoch(state)
+
+
+@expects(TrainUnit, EvalUnit, PredictUnit)
+@typed
+def end_epoch(unit: PhaseUnit, state: State) -> State:
+    """Close the open epoch: counters move, epoch_end hooks run.
+
+    Example:
+        >>> unit = TrainUnit(train_step=max)
+        >>> end_epoch(unit, State(params=0, key=rng.key(0))).progress.train.epochs
+        1
+    """
+    return Transitions(unit).close_epoch(state)
+
+
+def call(owner: str, function: Callable[..., R], *args: Any) -> R:
+    """Call user code; a StopIteration from it, which would end a loop silently, becomes an error that names it.
+
+    Example:
+        >>> call("the hook", next, iter(()))
+        Traceback (most recent call last):
+        tnt_func.errors.ContractError: the hook raised StopIteration; ...
+    """
+    try:
+        return function(*args)
+    except StopIteration as error:
+        raise ContractError(
+            f"{owner} raised StopIteration; that would end the epoch in silence. Call next(iterator, default) there, "
+            "or raise another error."
+        ) from error
+
+
+class _Inside:
+    """User code's surroundings: gradients on or off, generators seeded; afterwards as before."""
+
+    __slots__ = ("_before", "_gradients", "_seeds")
+
+    def __init__(self, gradients: bool, seeds: AbstractContextManager[None]):
+        self._gradients, self._seeds = gradients, seeds
+
+    def __enter__(self) -> None:
+        self._before = torch.is_grad_enabled()
+        if self._before is not self._gradients:
+            torch.set_grad_enabled(self._gradients)
+        self._seeds.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._seeds.__exit__(*error)
+        if self._before is not self._gradients:
+            torch.set_grad_enabled(self._before)
+
+
+class Transitions:
+    """The transitions of one unit, made ready to run many times.
+
+    Args:
+        unit: a unit of one phase, callbacks attached.
+        scope: `rng.scope`, or `rng.reseeded` where the caller preserves the generators.
+
+    Example:
+        >>> Transitions(TrainUnit(train_step=max)).close_epoch(State(params=0, key=rng.key(0))).progress.train.epochs
+        1
+    """
+
+    def __init__(self, unit: PhaseUnit, scope: Callable[..., AbstractContextManager[None]] = rng.scope):
+        self.phase: Phase = unit.phase
+        self._kind = type(unit).__name__
+        self._trains = unit.phase == "train"
+        self._step, self._step_name = step_of(unit), f"{unit.phase}_step"
+        self._hooks = {
+            point: links(hook_of(unit, unit.phase, point), f"{self._kind}.on_{unit.phase}_{point}") for point in POINTS
+        }
+        self._metrics, self._draws, self._scope = unit.metrics, unit.draws, scope
+        self._compared = False
+        self._key: rng.Key | None = None
+        self._keys: dict[str, rng.Key] = {}
+
+    def hooks(self, point: str, state: State) -> State:
+        """The state after the hooks of a point."""
+        hooks = self._hooks[point]
+        if not hooks:
+            return state
+        progress = state.progress.of(self.phase)
+        count = progress.steps if point.startswith("step") else progress.epochs
+        with self._inside(state.key, point, count):
+            for name, hook in hooks:
+                state = self._hook(name, hook, state)
+        return state
+
+    def open_epoch(self, state: State) -> State:
+        """The state with empty metrics, after the epoch_start hooks."""
+        if self._metrics:
+            empty = {name: metric.empty() for name, metric in self._metrics.items()}
+            state = state.replace(metrics={**state.metrics, self.phase: empty})
+        return self.hooks("epoch_start", state)
+
+    def close_epoch(self, state: State) -> State:
+        """The state with its counters moved and no data noted, after the epoch_end hooks."""
+        progress = state.progress.put(self.phase, state.progress.of(self.phase).after_epoch())
+        state = state.replace(progress=progress)
+        if self._trains and state.memory.get(RESERVED, BLANK) is not BLANK:
+            state = state.remember(RESERVED, BLANK)
+        return self.hooks("epoch_end", state)
+
+    def step(self, state: State, batch: Batch) -> State:
+        """The state after the step, its counters and metrics moved, with the step's output."""
+        progress = state.progress.of(self.phase)
+        with self._inside(state.key, "step", progress.steps):
+            result: Any = call(self._step_name, self._step, state, batch)
+        if type(result) is not tuple or len(result) != 2 or not isinstance(result[0], State):
+            raise ContractError(
+                f"{self._step_name} returned {_shown(result)}; a step returns the new state and its output. "
+                "Write return state.replace(...), {'loss': loss}."
+            )
+        after, output = result
+        self._check(self._step_name, state, after)
+        if after.stop is not state.stop:
+            raise ContractError(
+                f"{self._step_name} set state.stop to {after.stop!r}; stopping is for hooks. Request it in "
+                f"on_{self.phase}_step_end: return state.request_stop(reason)."
+            )
+        if not self._compared:
+            _check_structure(self._step_name, state, after)
+            self._compared = True
+        moved = state.progress.put(self.phase, progress.after_step())
+        if not self._metrics:
+            return after.replace(progress=moved, output=output)
+        return after.replace(progress=moved, output=output, metrics=self._merged(after, output))
+
+    def _merged(self, state: State, output: Output) -> dict[str, Any]:
+        have = state.metrics.get(self.phase, {})
+        with torch.no_grad():
+            merged = {
+                name: have.get(name, metric.empty()).merge(call(f"the metric {name!r}", metric.of, output))
+                for name, metric in self._metrics.items()
+            }
+        return {**state.metrics, self.phase: merged}
+
+    def _inside(self, key: rng.Key, name: str, count: int) -> AbstractContextManager[None]:
+        if not self._draws:
+            return _NOTHING if torch.is_grad_enabled() is self._trains else _Inside(self._trains, _NOTHING)
+        if key is not self._key:
+            self._key, self._keys = key, {}
+        if name not in self._keys:
+            self._keys[name] = rng.fold_in(rng.fold_in(key, self.phase), name)
+        return _Inside(self._trains, self._scope(rng.fold_in(self._keys[name], count), self._draws))
+
+    def _hook(self, name: str, hook: Hook, state: State) -> State:
+        after: Any = call(name, hook, state)
+        if not isinstance(after, State):
+            raise ContractError(
+                f"{name} returned {_shown(after)}; a hook takes a State and returns one. End it with "
+                "`return state` or `return state.replace(...)`."
+            )
+        self._check(name, state, after)
+        return after
+
+    def _check(self, name: str, before: State, after: State) -> None:
+        """What must be the very same object afterwards, is."""
+        if after.key is not before.key or after.progress is not before.progress:
+            changed = "key" if after.key is not before.key else "progress"
+            raise ContractError(
+                f"{name} changed state.{changed}; the loop alone moves counters and keys. Keep a number of your own "
+                "in state.memory, and derive keys with tnt.fold_in(state.key, name)."
+            )
+        if self._trains:
+            return
+        for part in MODEL:
+            if getattr(after, part) is not getattr(before, part):
+                raise ContractError(
+                    f"{name} changed state.{part}; evaluation and prediction are reads. Return state as it came, and "
+                    "put what you computed into the output or state.memory."
+                )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {', '.join(type(item).__name__ for item in value) or 'nothing'}"  # pyright: ignore
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _check_structure(name: str, before: State, after: State) -> None:
+    for part in (*MODEL, "memory"):
+        old, new = getattr(before, part), getattr(after, part)
+        if old is new or _kinds(old) == _kinds(new):
+            continue
+        here, there = dict(trees.named_leaves(old)), dict(trees.named_leaves(new))
+        lines = [
+            f"state.{part}{path} from {_kind(here[path]) if path in here else 'nothing'} to "
+            f"{_kind(there[path]) if path in there else 'nothing'}"
+            for path in {**here, **there}
+            if path not in here or path not in there or _kind(here[path]) != _kind(there[path])
+        ] or [f"the containers of state.{part} from {trees.structure(old)} to {trees.structure(new)}"]
+        raise StructureError(
+            f"{name} changed {'; '.join(lines)}. A step keeps structure, shapes, dtypes and devices. Cast the update "
+            "(update.to(param.dtype)), and put what grows or appears into the first state or a memory function."
+        )
+
+
+def _kinds(tree: Any) -> tuple[Any, list[str]]:
+    leaves, structure = trees.flatten(tree)
+    return structure, [_kind(leaf) for leaf in leaves]
+
+
+def _kind(leaf: Any) -> str:
+    return trees.describe(leaf) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
