@@ -16,16 +16,14 @@ Example:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from tnt_func.errors import ContractError
 from tnt_func.state import State
 from tnt_func.types import Batch, Phase, Point
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One point of one phase of a run.
 
     Args:

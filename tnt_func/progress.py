@@ -9,13 +9,12 @@ Example:
     Progress(epochs=1, steps=2, steps_in_epoch=0)
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tnt_func.types import Phase
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """Counters of one phase.
 
     Args:
@@ -61,8 +60,7 @@ class Progress:
         return Progress(self.epochs + 1, self.steps, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class RunProgress:
+class RunProgress(NamedTuple):
     """The counters of the three phases, side by side.
 
     Example:

@@ -53,7 +53,6 @@ R = TypeVar("R")
 U = TypeVar("U")
 
 MODEL = ("params", "buffers", "opt_state")
-_NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 @expects(TrainUnit, EvalUnit, PredictUnit, FitUnit)
@@ -91,7 +90,9 @@ def prepare(unit: Unit, state: State, callbacks: Sequence[Callback] = ()) -> Sta
     metrics = dict(state.metrics)
     for part in parts(unit):
         have = metrics.get(part.phase, {})
-        metrics[part.phase] = {name: have.get(name) or metric.empty() for name, metric in part.metrics.items()}
+        metrics[part.phase] = {
+            name: have[name] if name in have else metric.empty() for name, metric in part.metrics.items()
+        }
     state = state.replace(memory=memory, metrics=metrics, output=None)
     trees.check_leaves(state, "state")
     return state
@@ -215,10 +216,7 @@ class Transitions:
             return state
         progress = state.progress.of(self.phase)
         count = progress.steps if point.startswith("step") else progress.epochs
-        with self._inside(state.key, point, count):
-            for name, hook in hooks:
-                state = self._hook(name, hook, state)
-        return state
+        return self._enclosed(state.key, point, count, self._hook_each, hooks, state)
 
     def open_epoch(self, state: State) -> State:
         """The state with empty metrics, after the epoch_start hooks."""
@@ -238,8 +236,7 @@ class Transitions:
     def step(self, state: State, batch: Batch) -> State:
         """The state after the step, its counters and metrics moved, with the step's output."""
         progress = state.progress.of(self.phase)
-        with self._inside(state.key, "step", progress.steps):
-            result: Any = call(self._step_name, self._step, state, batch)
+        result = self._enclosed(state.key, "step", progress.steps, call, self._step_name, self._step, state, batch)
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[0], State):
             raise ContractError(
                 f"{self._step_name} returned {_shown(result)}; a step returns the new state and its output. "
@@ -269,14 +266,24 @@ class Transitions:
             }
         return {**state.metrics, self.phase: merged}
 
-    def _inside(self, key: rng.Key, name: str, count: int) -> AbstractContextManager[None]:
+    def _enclosed(self, key: rng.Key, name: str, count: int, function: Callable[..., Any], *args: Any) -> Any:
+        """Call user code in its surroundings."""
         if not self._draws:
-            return _NOTHING if torch.is_grad_enabled() is self._trains else _Inside(self._trains, _NOTHING)
+            if torch.is_grad_enabled() is self._trains:
+                return function(*args)
+            with _Inside(self._trains, nullcontext()):
+                return function(*args)
         if key is not self._key:
             self._key, self._keys = key, {}
         if name not in self._keys:
             self._keys[name] = rng.fold_in(rng.fold_in(key, self.phase), name)
-        return _Inside(self._trains, self._scope(rng.fold_in(self._keys[name], count), self._draws))
+        with _Inside(self._trains, self._scope(rng.fold_in(self._keys[name], count), self._draws)):
+            return function(*args)
+
+    def _hook_each(self, hooks: tuple[tuple[str, Hook], ...], state: State) -> State:
+        for name, hook in hooks:
+            state = self._hook(name, hook, state)
+        return state
 
     def _hook(self, name: str, hook: Hook, state: State) -> State:
         after: Any = call(name, hook, state)
