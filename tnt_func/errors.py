@@ -1,4 +1,4 @@
-"""Every exception of the library, and the one way to deprecate a name.
+"""Every exception of the library, the one way to call user code, and the one way to deprecate a name.
 
 Each exception is also the builtin that fits, so `except ValueError` works without importing anything from here.
 A message has three parts: what was given, what holds, what to write instead.
@@ -92,3 +92,20 @@ def deprecated(*, since: str, removed_in: str, instead: str) -> Callable[[Callab
         return warned
 
     return mark
+
+
+def call(owner: str, function: Callable[..., R], *args: object) -> R:
+    """Call user code; a StopIteration from it, which would end a loop silently, becomes an error that names it.
+
+    Example:
+        >>> call("the hook", next, iter(()))
+        Traceback (most recent call last):
+        tnt_func.errors.ContractError: the hook raised StopIteration; ...
+    """
+    try:
+        return function(*args)
+    except StopIteration as error:
+        raise ContractError(
+            f"{owner} raised StopIteration; that would end the epoch in silence. Call next(iterator, default) there, "
+            "or raise another error."
+        ) from error

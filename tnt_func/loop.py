@@ -28,7 +28,7 @@ Example:
     >>> from tnt_func import rng
     >>> from tnt_func.unit import TrainUnit
     >>> unit = Transitions(TrainUnit(train_step=lambda state, batch: (state, {})))
-    >>> run, data = Run(State(params=0, key=rng.key(0))), Cursor([1], "train", rng.scope)
+    >>> run, data = Run(State(params=0, key=rng.key(0))), Cursor([1], "train")
     >>> [event.point for event in run.events("train", training(run, unit, data, Limits.of(1, None, None)))]
     ['start', 'epoch_start', 'fetched', 'step_start', 'step_end', 'step_done', 'epoch_end', 'epoch_done', 'end']
 """
@@ -39,10 +39,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnt_func.data.cursors import Cursor, describe
-from tnt_func.errors import DataError, UsageError
+from tnt_func.errors import DataError, UsageError, call
 from tnt_func.events import Event
 from tnt_func.state import State
-from tnt_func.transitions import Transitions, call
+from tnt_func.transitions import Transitions
 from tnt_func.types import Batch, Limit, Phase
 from tnt_func.unit import RESERVED
 

@@ -19,20 +19,23 @@ Example:
 import hashlib
 import random
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from types import TracebackType
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 
 from tnt_func.errors import UsageError
 from tnt_func.types import Generator, typed
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 ALL: tuple[Generator, ...] = ("torch", "numpy", "random")
 _WORD = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """A random key: 64 bits, to be folded into others and opened by `scope`.
 
     Example:
@@ -75,7 +78,7 @@ def fold_in(key: Key, name: str | int) -> Key:
     References:
         BLAKE2b, RFC 7693, with 8 bytes of output.
     """
-    text = b"%d:%s" % (key.seed, repr(name).encode())
+    text = f"{key.seed}:{name!r}".encode()
     return Key(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"))
 
 
@@ -184,22 +187,24 @@ class scope(preserved):
         seed(self._key, self._draws)
 
 
-class reseeded:
-    """`scope` for code that runs inside `preserved`: seeds and does not restore, at a fraction of the price.
+def drawing(
+    key: Key, draws: tuple[Generator, ...], kept: bool, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+) -> R:
+    """Call a function whose draws from the global generators come from a key.
+
+    Args:
+        key: where the streams start.
+        draws: the generators that are seeded for it.
+        kept: whether the caller preserves the generators already; seeding alone costs a fraction of a scope.
+        function: what to call, with the arguments that follow.
 
     Example:
-        >>> with preserved(), reseeded(key(5), ("torch",)):
-        ...     torch.initial_seed()
-        5
+        >>> a, b = (drawing(key(0), ("torch",), False, torch.rand, 2) for _ in range(2))
+        >>> torch.equal(a, b)
+        True
     """
-
-    __slots__ = ("_draws", "_key")
-
-    def __init__(self, key: Key, draws: tuple[Generator, ...] = ALL):
-        self._key, self._draws = key, draws
-
-    def __enter__(self) -> None:
-        seed(self._key, self._draws)
-
-    def __exit__(self, *_: object) -> None:
-        return None
+    if kept:
+        seed(key, draws)
+        return function(*args, **kwargs)
+    with scope(key, draws):
+        return function(*args, **kwargs)

@@ -30,7 +30,6 @@ from tnt_func.types import Limit, Output, typed
 from tnt_func.unit import RESERVED, Callback, EvalUnit, FitUnit, PredictUnit, TrainUnit, attach
 
 Pause = Callable[[], bool]
-Scope = Callable[..., Any]
 
 
 @expects(TrainUnit)
@@ -57,7 +56,7 @@ def train_events(
         ['start', 'epoch_start', 'fetched', 'step_start', 'step_end', 'step_done', 'epoch_end', 'epoch_done', 'end']
     """
     limits = Limits.of(max_epochs, max_steps, max_steps_per_epoch)
-    return _training(rng.scope, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume)
+    return _training(False, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume)
 
 
 @expects(TrainUnit)
@@ -105,7 +104,7 @@ def train(
     """
     limits = Limits.of(max_epochs, max_steps, max_steps_per_epoch)
     with rng.preserved():
-        events = _training(rng.reseeded, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume)
+        events = _training(True, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume)
         return fold(events, observers)
 
 
@@ -139,7 +138,7 @@ def fit_events(
     limits = Limits.of(max_epochs, max_steps, max_train_steps_per_epoch, "max_train_steps_per_epoch")
     every = (max_eval_steps_per_epoch, evaluate_every_n_epochs, evaluate_every_n_steps)
     rest = (callbacks, pause_when, allow_inexact_resume, eval_data, every)
-    return _training(rng.scope, unit, state, train_data, limits, *rest)
+    return _training(False, unit, state, train_data, limits, *rest)
 
 
 @expects(FitUnit)
@@ -191,7 +190,7 @@ def fit(
     every = (max_eval_steps_per_epoch, evaluate_every_n_epochs, evaluate_every_n_steps)
     rest = (callbacks, pause_when, allow_inexact_resume, eval_data, every)
     with rng.preserved():
-        return fold(_training(rng.reseeded, unit, state, train_data, limits, *rest), observers)
+        return fold(_training(True, unit, state, train_data, limits, *rest), observers)
 
 
 @expects(EvalUnit)
@@ -212,7 +211,7 @@ def evaluate_events(
         >>> [event.state.output for event in events if event.point == "step_end"]
         [10, 20]
     """
-    return _evaluating(rng.scope, unit, state, data, max_steps_per_epoch, callbacks)
+    return _evaluating(False, unit, state, data, max_steps_per_epoch, callbacks)
 
 
 @expects(EvalUnit)
@@ -245,7 +244,7 @@ def evaluate(
         {'loss': tensor(2., dtype=torch.float64)}
     """
     with rng.preserved():
-        return fold(_evaluating(rng.reseeded, unit, state, data, max_steps_per_epoch, callbacks), observers)
+        return fold(_evaluating(True, unit, state, data, max_steps_per_epoch, callbacks), observers)
 
 
 @expects(PredictUnit)
@@ -266,7 +265,7 @@ def predict_events(
         >>> [event.state.output for event in events if event.point == "step_end"]
         [2, 3]
     """
-    return _evaluating(rng.scope, unit, state, data, max_steps_per_epoch, callbacks)
+    return _evaluating(False, unit, state, data, max_steps_per_epoch, callbacks)
 
 
 @expects(PredictUnit)
@@ -300,12 +299,12 @@ def predict(
             outputs.append(event.state.output)
 
     with rng.preserved():
-        events = _evaluating(rng.reseeded, unit, state, data, max_steps_per_epoch, callbacks)
+        events = _evaluating(True, unit, state, data, max_steps_per_epoch, callbacks)
         return fold(events, (collect, *observers)), outputs
 
 
 def _training(
-    scope: Scope,
+    kept: bool,
     unit: TrainUnit | FitUnit,
     state: State,
     data: Any,
@@ -319,22 +318,22 @@ def _training(
     _check_surroundings()
     unit = attach(unit, *callbacks)
     run = Run(prepare(unit, state), pause_when)
-    cursor = Cursor(data, "train", scope)
+    cursor = Cursor(data, "train", kept)
     if not allow_inexact_resume:
         check_resume(data, run.last.memory[RESERVED], run.last.progress.train, "train")
     if not isinstance(unit, FitUnit):
-        return run.events("train", training(run, Transitions(unit, scope), cursor, limits))
+        return run.events("train", training(run, Transitions(unit, kept), cursor, limits))
     assert every is not None
-    eval_run, eval_cursor = Transitions(unit.eval_unit, scope), Cursor(eval_data, "eval", scope)
+    eval_run, eval_cursor = Transitions(unit.eval_unit, kept), Cursor(eval_data, "eval", kept)
     if not allow_inexact_resume:
         check_resume(eval_data, run.last.memory[RESERVED], run.last.progress.eval, "eval")
     max_eval_steps = limit("max_eval_steps_per_epoch", every[0])
     due = Due(lambda state: evaluating(run, eval_run, eval_cursor, max_eval_steps, state), *every[1:])
-    return run.events("train", training(run, Transitions(unit.train_unit, scope), cursor, limits, due))
+    return run.events("train", training(run, Transitions(unit.train_unit, kept), cursor, limits, due))
 
 
 def _evaluating(
-    scope: Scope,
+    kept: bool,
     unit: EvalUnit | PredictUnit,
     state: State,
     data: Any,
@@ -345,8 +344,8 @@ def _evaluating(
     max_steps = limit("max_steps_per_epoch", max_steps_per_epoch)
     unit = attach(unit, *callbacks)
     run = Run(prepare(unit, state))
-    cursor = Cursor(data, unit.phase, scope)
-    return run.events(unit.phase, evaluating(run, Transitions(unit, scope), cursor, max_steps, run.last))
+    cursor = Cursor(data, unit.phase, kept)
+    return run.events(unit.phase, evaluating(run, Transitions(unit, kept), cursor, max_steps, run.last))
 
 
 def _check_surroundings() -> None:

@@ -17,7 +17,6 @@ Example:
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -26,7 +25,7 @@ from tnt_func import pytree as trees
 from tnt_func import rng
 from tnt_func.arguments import expects
 from tnt_func.data.cursors import BLANK
-from tnt_func.errors import ContractError, StructureError, UsageTypeError
+from tnt_func.errors import ContractError, StructureError, UsageTypeError, call
 from tnt_func.state import State
 from tnt_func.types import Batch, Output, Phase, typed
 from tnt_func.unit import (
@@ -147,56 +146,19 @@ def end_epoch(unit: PhaseUnit, state: State) -> State:
     return Transitions(unit).close_epoch(state)
 
 
-def call(owner: str, function: Callable[..., R], *args: Any) -> R:
-    """Call user code; a StopIteration from it, which would end a loop silently, becomes an error that names it.
-
-    Example:
-        >>> call("the hook", next, iter(()))
-        Traceback (most recent call last):
-        tnt_func.errors.ContractError: the hook raised StopIteration; ...
-    """
-    try:
-        return function(*args)
-    except StopIteration as error:
-        raise ContractError(
-            f"{owner} raised StopIteration; that would end the epoch in silence. Call next(iterator, default) there, "
-            "or raise another error."
-        ) from error
-
-
-class _Inside:
-    """User code's surroundings: gradients on or off, generators seeded; afterwards as before."""
-
-    __slots__ = ("_before", "_gradients", "_seeds")
-
-    def __init__(self, gradients: bool, seeds: AbstractContextManager[None]):
-        self._gradients, self._seeds = gradients, seeds
-
-    def __enter__(self) -> None:
-        self._before = torch.is_grad_enabled()
-        if self._before is not self._gradients:
-            torch.set_grad_enabled(self._gradients)
-        self._seeds.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._seeds.__exit__(*error)
-        if self._before is not self._gradients:
-            torch.set_grad_enabled(self._before)
-
-
 class Transitions:
     """The transitions of one unit, made ready to run many times.
 
     Args:
         unit: a unit of one phase, callbacks attached.
-        scope: `rng.scope`, or `rng.reseeded` where the caller preserves the generators.
+        kept: whether the caller preserves the global generators, so that seeding them is enough.
 
     Example:
         >>> Transitions(TrainUnit(train_step=max)).close_epoch(State(params=0, key=rng.key(0))).progress.train.epochs
         1
     """
 
-    def __init__(self, unit: PhaseUnit, scope: Callable[..., AbstractContextManager[None]] = rng.scope):
+    def __init__(self, unit: PhaseUnit, kept: bool = False):
         self.phase: Phase = unit.phase
         self._kind = type(unit).__name__
         self._trains = unit.phase == "train"
@@ -204,7 +166,7 @@ class Transitions:
         self._hooks = {
             point: links(hook_of(unit, unit.phase, point), f"{self._kind}.on_{unit.phase}_{point}") for point in POINTS
         }
-        self._metrics, self._draws, self._scope = unit.metrics, unit.draws, scope
+        self._metrics, self._draws, self._kept = unit.metrics, unit.draws, kept
         self._compared = False
         self._key: rng.Key | None = None
         self._keys: dict[str, rng.Key] = {}
@@ -216,7 +178,7 @@ class Transitions:
             return state
         progress = state.progress.of(self.phase)
         count = progress.steps if point.startswith("step") else progress.epochs
-        return self._enclosed(state.key, point, count, self._hook_each, hooks, state)
+        return self._drawing(state.key, point, count, self._hook_each, hooks, state)
 
     def open_epoch(self, state: State) -> State:
         """The state with empty metrics, after the epoch_start hooks."""
@@ -236,7 +198,7 @@ class Transitions:
     def step(self, state: State, batch: Batch) -> State:
         """The state after the step, its counters and metrics moved, with the step's output."""
         progress = state.progress.of(self.phase)
-        result = self._enclosed(state.key, "step", progress.steps, call, self._step_name, self._step, state, batch)
+        result = self._drawing(state.key, "step", progress.steps, call, self._step_name, self._step, state, batch)
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[0], State):
             raise ContractError(
                 f"{self._step_name} returned {_shown(result)}; a step returns the new state and its output. "
@@ -266,18 +228,22 @@ class Transitions:
             }
         return {**state.metrics, self.phase: merged}
 
-    def _enclosed(self, key: rng.Key, name: str, count: int, function: Callable[..., Any], *args: Any) -> Any:
-        """Call user code in its surroundings."""
+    def _drawing(self, key: rng.Key, name: str, count: int, function: Callable[..., Any], *args: Any) -> Any:
+        """Call user code with its generators seeded."""
         if not self._draws:
-            if torch.is_grad_enabled() is self._trains:
-                return function(*args)
-            with _Inside(self._trains, nullcontext()):
-                return function(*args)
+            return self._differentiating(function, *args)
         if key is not self._key:
             self._key, self._keys = key, {}
         if name not in self._keys:
             self._keys[name] = rng.fold_in(rng.fold_in(key, self.phase), name)
-        with _Inside(self._trains, self._scope(rng.fold_in(self._keys[name], count), self._draws)):
+        key = rng.fold_in(self._keys[name], count)
+        return rng.drawing(key, self._draws, self._kept, self._differentiating, function, *args)
+
+    def _differentiating(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call user code with gradients on in training and off elsewhere, whatever they are outside."""
+        if torch.is_grad_enabled() is self._trains:
+            return function(*args)
+        with torch.set_grad_enabled(self._trains):
             return function(*args)
 
     def _hook_each(self, hooks: tuple[tuple[str, Hook], ...], state: State) -> State:

@@ -18,14 +18,14 @@ Example:
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from tnt_func import rng
-from tnt_func.errors import DataError, ResumeError, UsageTypeError
+from tnt_func.errors import DataError, ResumeError, UsageTypeError, call
 from tnt_func.progress import Progress
 from tnt_func.state import State
 from tnt_func.types import Batch, Phase, Pipeline, typed
@@ -53,7 +53,7 @@ def batches(data: Any, state: State, *, phase: Phase = "train") -> Iterator[Batc
         >>> list(batches([10, 20], State(params={}, key=rng.key(0))))
         [10, 20]
     """
-    return Cursor(data, phase, rng.scope).epoch(state)
+    return Cursor(data, phase).epoch(state)
 
 
 class Cursor:
@@ -62,19 +62,19 @@ class Cursor:
     Args:
         data: any iterable, a function `epoch -> iterable`, or a `Pipeline`.
         phase: whose counters say the epoch and the position.
-        scope: `rng.scope`, or `rng.reseeded` where the caller preserves the generators.
+        kept: whether the caller preserves the global generators, so that seeding them is enough.
 
     Raises:
         UsageTypeError: data is none of these.
 
     Example:
-        >>> list(Cursor(lambda epoch: [epoch, epoch], "train", rng.scope).epoch(State(params={}, key=rng.key(0))))
+        >>> list(Cursor(lambda epoch: [epoch, epoch], "train").epoch(State(params={}, key=rng.key(0))))
         [0, 0]
     """
 
-    def __init__(self, data: Any, phase: Phase, scope: Callable[[rng.Key], Any]):
+    def __init__(self, data: Any, phase: Phase, kept: bool = False):
         _check_type(data, phase)
-        self.data, self.scope = data, scope
+        self.data, self.kept = data, kept
         self.phase: Phase = phase
         self.draws = not _holds_its_batches(data)
         self._used_up = self._opened = False
@@ -99,15 +99,14 @@ class Cursor:
 
     def _read(self, progress: Progress, key: rng.Key) -> Iterator[Batch]:
         start = progress.steps_in_epoch
-        with self.scope(rng.fold_in(rng.fold_in(key, "iter"), progress.epochs)):
-            iterator, first = self._open(progress)
+        opening = rng.fold_in(rng.fold_in(key, "iter"), progress.epochs)
+        iterator, first = rng.drawing(opening, rng.ALL, self.kept, self._open, progress)
         one_shot = iterator is self.data
         first_epoch, self._opened = not self._opened, True
         keys = rng.fold_in(rng.fold_in(key, "next"), progress.epochs)
         for index in itertools.count(first):
             try:
-                with self.scope(rng.fold_in(keys, index)):
-                    batch = next(iterator)
+                batch = rng.drawing(rng.fold_in(keys, index), rng.ALL, self.kept, next, iterator)
             except StopIteration:
                 if index < start:
                     raise self._too_short(index, progress) from None
@@ -125,7 +124,7 @@ class Cursor:
         if isinstance(self.data, Iterable):
             iterator = iter(self.data)
             return iterator, progress.steps_in_epoch if iterator is self.data else 0
-        epoch = self.data(progress.epochs)
+        epoch = call(f"the {self.phase} data function", self.data, progress.epochs)
         if not isinstance(epoch, Iterable):
             raise DataError(
                 f"the {self.phase} data function returned a {type(epoch).__name__} for epoch {progress.epochs}; it "
