@@ -8,6 +8,9 @@ from tnt_func import errors as errors
 from tnt_func import metrics as metrics
 from tnt_func import pytree as pytree
 from tnt_func import rng as rng
+from tnt_func.compose import alternate as alternate
+from tnt_func.compose import focus as focus
+from tnt_func.compose import sequence as sequence
 from tnt_func.data.cursors import batches as batches
 from tnt_func.events import Event as Event
 from tnt_func.events import Observer as Observer
