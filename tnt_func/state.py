@@ -16,6 +16,7 @@ Example:
 
 import ctypes
 import hashlib
+import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -115,8 +116,8 @@ FIELDS = frozenset(field.name for field in fields(State))
 def digest(state: PyTree) -> str:
     """A name for a state's exact content: 64 hexadecimal digits, equal for equal states and for no others.
 
-    Covers paths, types, shapes, static fields and the bits of every leaf, little-endian; not devices. Leaves are
-    fetched to the CPU, which waits for the device.
+    Covers containers, static fields, paths, types, shapes and the bits of every leaf, little-endian; not devices, nor
+    the order of a dict's keys. Leaves are fetched to the CPU, which waits for the device.
 
     Args:
         state: a State, or any tree.
@@ -131,24 +132,36 @@ def digest(state: PyTree) -> str:
     References:
         SHA-256, FIPS 180-4.
     """
-    hasher = hashlib.sha256()
-    for values in trees.static_fields(trees.structure(state)):
-        hasher.update(f"static {values!r}\n".encode())
+    hasher = hashlib.sha256(f"{_outline(trees.structure(state))}\n".encode())
     for path, leaf in sorted(trees.named_leaves(state), key=lambda pair: pair[0]):
         if isinstance(leaf, torch.Tensor):
-            hasher.update(f"{path} {leaf.dtype} {list(leaf.shape)}\n".encode())
+            hasher.update(f"{path} {leaf.dtype} {leaf.layout} {list(leaf.shape)}\n".encode())
             data = _bytes(leaf)
             hasher.update((ctypes.c_ubyte * data.numel()).from_address(data.data_ptr()))
         else:
-            value = leaf.hex() if isinstance(leaf, float) else repr(leaf)
+            value = struct.pack("<d", leaf).hex() if isinstance(leaf, float) else ascii(leaf)
             hasher.update(f"{path} {type(leaf).__name__} {value}\n".encode())
     return hasher.hexdigest()
 
 
+def _outline(structure: trees.Structure) -> str:
+    """The containers and static fields of a tree, the keys of a dict sorted."""
+    if structure.is_leaf():
+        return "*"
+    children = [_outline(child) for child in structure.children()]
+    if structure.type is dict:
+        children = sorted(f"{key!a}: {child}" for key, child in zip(structure.context, children, strict=True))
+    static = ascii(structure.context.values) if isinstance(structure.context, trees.Static) else ""
+    return f"{structure.type.__name__}{static}[{', '.join(children)}]"
+
+
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's bytes on the CPU, in order, little-endian."""
-    flat = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous().reshape(-1)
+    tensor = tensor.detach().to("cpu")
+    dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    flat = dense.resolve_conj().resolve_neg().contiguous()
     if sys.byteorder == "big":
         flat = flat.clone()
         cast(Any, flat.untyped_storage()).byteswap(flat.dtype)
-    return flat.view(torch.uint8)
+    # An axis of one element may have any stride and count as contiguous; a view as bytes asks for stride 1.
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)
