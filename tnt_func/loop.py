@@ -15,7 +15,7 @@
         END; stop = None
 
     evaluate, predict:
-        START; metrics = empty; EPOCH_START
+        START; if no epoch is open: metrics = empty; EPOCH_START
         for batch in data, until stop or max_steps_per_epoch:
             yield fetched; STEP_START; state, output = eval_step(state, batch)
             steps += 1; steps_in_epoch += 1; metrics = merge(metrics, output); STEP_END
@@ -241,8 +241,9 @@ def evaluating(
     state = unit.hooks("start", state.replace(stop=None))
     yield Event(phase, "start", state)
     batches = data.epoch(state)
-    state = unit.open_epoch(state)
-    yield Event(phase, "epoch_start", state)
+    if not state.progress.of(phase).is_open:
+        state = unit.open_epoch(state)
+        yield Event(phase, "epoch_start", state)
     while state.stop is None and state.progress.of(phase).steps_in_epoch < max_steps:
         batch = next(batches, _NO_BATCH)
         if batch is _NO_BATCH:
