@@ -95,7 +95,7 @@ class Cursor:
     def _held(self, progress: Progress) -> Iterator[Batch]:
         if len(self.data) < progress.steps_in_epoch:
             raise self._too_short(len(self.data), progress)
-        return itertools.islice(self.data, progress.steps_in_epoch, None)
+        yield from itertools.islice(self.data, progress.steps_in_epoch, None)
 
     def _read(self, progress: Progress, key: rng.Key) -> Iterator[Batch]:
         start = progress.steps_in_epoch
