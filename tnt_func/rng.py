@@ -25,7 +25,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 
-from tnt_func.errors import UsageError
+from tnt_func.errors import UsageError, UsageTypeError
 from tnt_func.types import Generator, typed
 
 P = ParamSpec("P")
@@ -69,6 +69,9 @@ def key(seed: int) -> Key:
 def fold_in(key: Key, name: str | int) -> Key:
     """The key derived from `key` by a name or a number (negative ones too); "1" and 1 give different keys.
 
+    Raises:
+        UsageTypeError: the name is neither a str nor an int; NumPy's numbers, tensors and booleans are not.
+
     Example:
         >>> fold_in(key(0), "dropout") == fold_in(key(0), "noise")
         False
@@ -78,7 +81,12 @@ def fold_in(key: Key, name: str | int) -> Key:
     References:
         BLAKE2b, RFC 7693, with 8 bytes of output.
     """
-    text = f"{key.seed}:{name!r}".encode()
+    if type(name) is not str and type(name) is not int:
+        raise UsageTypeError(
+            f"fold_in was given {name!r}, a {type(name).__name__}; a key is derived by a str or an int, of which every "
+            "platform writes the same text. Write tnt.fold_in(key, int(number))."
+        )
+    text = f"{key.seed}:{name!a}".encode()
     return Key(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"))
 
 
