@@ -15,7 +15,6 @@ from tnt_func.errors import UsageError, UsageTypeError
 from tnt_func.rng import Key, fold_in, key, preserved, scope, split
 from tnt_func.types import Generator
 
-
 # NumPy's stubs know nothing of the legacy generator's bits.
 legacy: Any = np.random
 
