@@ -1,0 +1,90 @@
+"""The gradient of an objective: one function, on whichever of torch's two roads is open and fastest.
+
+Eager, `torch.autograd.grad` on detached leaves; under torch.compile, vmap and torch.func.grad, `torch.func.grad`; where
+the parameters carry a graph themselves, as in differentiating through training, `autograd.grad` with the graph kept.
+
+Example:
+    >>> value, aux, grads = value_and_grad(lambda params: (params["w"] ** 2, "aux"), {"w": torch.tensor(3.0)})
+    >>> value, aux, grads
+    (tensor(9.), 'aux', {'w': tensor(6.)})
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from tnt_func import pytree as trees
+from tnt_func.errors import ContractError
+from tnt_func.types import PyTree
+
+A = TypeVar("A")
+
+
+def value_and_grad(objective: Callable[[PyTree], tuple[Tensor, A]], params: PyTree) -> tuple[Tensor, A, PyTree]:
+    """The value of an objective, what it returns beside, and its gradient with respect to the parameters.
+
+    Args:
+        objective: `params -> (value, aux)`, the value a 0-d tensor.
+        params: a tree of floating or complex tensors.
+
+    Returns:
+        The value and aux, detached from the graph that was differentiated (kept where params carry a graph), and a tree
+        like params. The gradient of a parameter that the objective does not use is None, as `tensor.grad` is in torch;
+        under torch.compile, vmap and torch.func.grad it is zero.
+
+    Raises:
+        ContractError: the value is not a 0-d tensor, or depends on no parameter.
+
+    Example:
+        >>> value_and_grad(lambda p: (p["a"] * 2, None), {"a": torch.tensor(1.0), "b": torch.tensor(1.0)})[2]
+        {'a': tensor(2.), 'b': None}
+
+    References:
+        torch.autograd.grad, torch.func.grad_and_value.
+    """
+    leaves, structure = trees.flatten(params)
+    if torch.compiler.is_compiling() or _transformed():
+        return _functional(objective, params)
+    kept = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+    inputs = [leaf if kept and leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves]
+    with torch.enable_grad():
+        value, aux = objective(trees.unflatten(inputs, structure))
+    if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:  # pyright: ignore
+        given = trees.describe(value)
+        if isinstance(value, Tensor) and value.dim() == 0:  # pyright: ignore
+            given = "a value that depends on no parameter"
+        raise ContractError(
+            f"the objective returned {given}; it is differentiated, so it returns a 0-d tensor computed from the "
+            "parameters. Write loss.mean(), and compute the loss from the params that it is given."
+        )
+    grads = torch.autograd.grad(value, inputs, create_graph=kept, allow_unused=True)
+    if not kept:
+        value, aux = value.detach(), trees.map(_detached, aux)
+    return value, aux, trees.unflatten(grads, structure)
+
+
+def _functional(objective: Callable[[PyTree], tuple[Tensor, A]], params: PyTree) -> tuple[Tensor, A, PyTree]:
+    """By torch.func, whose aux may hold tensors only: other leaves go round it."""
+    others: list[Any] = []
+
+    def tensors_only(params: PyTree) -> tuple[Tensor, list[Tensor]]:
+        value, aux = objective(params)
+        leaves, structure = trees.flatten(aux)
+        others[:] = [structure, [(False, None) if isinstance(leaf, Tensor) else (True, leaf) for leaf in leaves]]
+        return value, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    grads, (value, tensors) = torch.func.grad_and_value(tensors_only, has_aux=True)(params)
+    structure, leaves = others
+    found = iter(tensors)
+    return value, trees.unflatten([leaf if other else next(found) for other, leaf in leaves], structure), grads
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) and leaf.requires_grad else leaf
+
+
+def _transformed() -> bool:
+    """Whether a torch.func transform is under way."""
+    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore
