@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
-from tnt_func.errors import UsageTypeError
+from tnt_func.errors import UsageTypeError, kind_of
 from tnt_func.state import State
 from tnt_func.unit import Callback, FitUnit
 
@@ -46,7 +46,7 @@ def expects(
                 _refuse_unit(name, kinds, unit)
             if not isinstance(state, State):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise UsageTypeError(
-                    f"{name} was given a {type(state).__name__} as its state; it takes a State. Write "
+                    f"{name} was given {kind_of(state)} as its state; it takes a State. Write "
                     "tnt.State(params=..., key=tnt.key(0))."
                 )
             if "callbacks" in kwargs:
@@ -72,10 +72,10 @@ _OBSERVER = (
 
 def _check_each(name: str, given: Any, fits: Callable[[Any], bool], rule: str) -> None:
     if not isinstance(given, Sequence):
-        raise UsageTypeError(f"{name} is a {type(given).__name__}, not a sequence; {rule} Write {name}=[...].")
+        raise UsageTypeError(f"{name} is {kind_of(given)}, not a sequence; {rule} Write {name}=[...].")
     for item in cast(Sequence[Any], given):
         if not fits(item):
-            raise UsageTypeError(f"{name} has a {type(item).__name__}; {rule}")
+            raise UsageTypeError(f"{name} has {kind_of(item)}; {rule}")
 
 
 def _refuse_unit(name: str, kinds: Sequence[type], unit: Any) -> NoReturn:
@@ -91,5 +91,4 @@ def _refuse_unit(name: str, kinds: Sequence[type], unit: Any) -> NoReturn:
         step_name = f"{takes[0].removesuffix('Unit').lower()}_step"
         advice = f"Write tnt.{takes[0]}({'train_unit=...' if FitUnit in kinds else step_name + '=...'})."
     names = takes[0] if len(takes) == 1 else f"{', '.join(takes[:-1])} or {takes[-1]}"
-    article = "an" if kind[0] in "AEIOUaeiou" else "a"
-    raise UsageTypeError(f"{name} was given {article} {kind} as its unit; it takes a {names}. {advice}")
+    raise UsageTypeError(f"{name} was given {kind_of(unit)} as its unit; it takes a {names}. {advice}")

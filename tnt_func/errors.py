@@ -94,6 +94,19 @@ def deprecated(*, since: str, removed_in: str, instead: str) -> Callable[[Callab
     return mark
 
 
+def kind_of(value: object) -> str:
+    """The type of a value, as a message says it.
+
+    Example:
+        >>> kind_of([3]), kind_of(3), kind_of(None)
+        ('a list', 'an int', 'None')
+    """
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+
+
 def call(owner: str, function: Callable[..., R], *args: object) -> R:
     """Call user code; a StopIteration from it, which would end a loop silently, becomes an error that names it.
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self, cast
 import torch
 from torch import Tensor
 
-from tnt_func.errors import ContractError
+from tnt_func.errors import ContractError, kind_of
 from tnt_func.pytree import pytree
 from tnt_func.state import State
 from tnt_func.types import Output, Phase, typed
@@ -242,12 +242,20 @@ def _scalar(number: float) -> Tensor:
 def _entry(output: Output, name: str) -> Tensor:
     if not isinstance(output, Mapping):
         raise ContractError(
-            f"the step returned a {type(output).__name__} as its output, and a metric reads output[{name!r}]; such an "
-            f"output with metrics is a mapping. Return (state, {{{name!r}: ...}})."
+            f"the step returned {kind_of(output)} as its output, and a metric reads output[{name!r}]; the output of a "
+            f"unit with metrics is a mapping. Return (state, {{{name!r}: ...}})."
         )
     if name not in output:
         have: list[Any] = sorted(output, key=str)  # pyright: ignore[reportUnknownArgumentType]
         raise ContractError(
             f"a metric reads output[{name!r}], and the step's output has {have}. Return it, or name one of those."
         )
-    return torch.as_tensor(cast(Any, output[name])).detach().to(torch.float64)
+    value = cast(Any, output[name])
+    try:
+        number = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ContractError(
+            f"a metric reads output[{name!r}], which is {kind_of(value)}; it takes a number, a tensor or an array. "
+            "Return one of these there, or name another entry."
+        ) from error
+    return number.detach().to(torch.float64)

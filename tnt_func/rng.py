@@ -25,7 +25,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 
-from tnt_func.errors import UsageError, UsageTypeError
+from tnt_func.errors import UsageError, UsageTypeError, kind_of
 from tnt_func.types import Generator, typed
 
 P = ParamSpec("P")
@@ -83,7 +83,7 @@ def fold_in(key: Key, name: str | int) -> Key:
     """
     if type(name) is not str and type(name) is not int:
         raise UsageTypeError(
-            f"fold_in was given {name!r}, a {type(name).__name__}; a key is derived by a str or an int, of which every "
+            f"fold_in was given {name!r}, {kind_of(name)}; a key is derived by a str or an int, of which every "
             "platform writes the same text. Write tnt.fold_in(key, int(number))."
         )
     text = f"{key.seed}:{name!a}".encode()

@@ -25,7 +25,7 @@ from tnt_func import pytree as trees
 from tnt_func import rng
 from tnt_func.arguments import expects
 from tnt_func.data.cursors import BLANK
-from tnt_func.errors import ContractError, StructureError, UsageTypeError, call
+from tnt_func.errors import ContractError, StructureError, UsageTypeError, call, kind_of
 from tnt_func.state import State
 from tnt_func.types import Batch, Output, Phase, typed
 from tnt_func.unit import (
@@ -78,7 +78,7 @@ def prepare(unit: Unit, state: State, callbacks: Sequence[Callback] = ()) -> Sta
     unit = attach(unit, *callbacks)
     if not isinstance(state.key, rng.Key):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageTypeError(
-            f"state.key is {state.key!r}, a {type(state.key).__name__}; a run draws from a Key. Write key=tnt.key(0)."
+            f"state.key is {state.key!r}, {kind_of(state.key)}; a run draws from a Key. Write key=tnt.key(0)."
         )
     trees.check_leaves(state.replace(output=None), "state")
     memory = {RESERVED: BLANK, **state.memory}
@@ -282,7 +282,7 @@ class Transitions:
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return f"a tuple of {', '.join(type(item).__name__ for item in value) or 'nothing'}"  # pyright: ignore
-    return "None" if value is None else f"a {type(value).__name__}"
+    return kind_of(value)
 
 
 def _check_structure(name: str, before: State, after: State) -> None:

@@ -8,6 +8,7 @@ Example:
     tnt_func.errors.UsageTypeError: ...
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -63,7 +64,22 @@ class Pipeline(Protocol):
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_check: Any = beartype(conf=BeartypeConf(violation_type=UsageTypeError, is_color=False))
+
+class _Violation(UsageTypeError):
+    """What beartype makes of its message: a UsageTypeError that also says what to write."""
+
+    def __new__(cls, *args: object) -> UsageTypeError:
+        found = str(args[0])
+        parameter = re.match(r"Function (?:\S+\.)?(\w+)\(\) parameter (\w+)=", found)
+        if parameter is None:
+            return UsageTypeError(found)
+        function, name = parameter.groups()
+        return UsageTypeError(
+            f"{found} Write {function}(..., {name}=...) with a value of that type; help({function}) has an example."
+        )
+
+
+_check: Any = beartype(conf=BeartypeConf(violation_type=_Violation, is_color=False))
 
 
 def typed(function: F) -> F:

@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tnt_func import rng
-from tnt_func.errors import DataError, ResumeError, UsageTypeError, call
+from tnt_func.errors import DataError, ResumeError, UsageTypeError, call, kind_of
 from tnt_func.progress import Progress
 from tnt_func.state import State
 from tnt_func.types import Batch, Phase, Pipeline, typed
@@ -127,7 +127,7 @@ class Cursor:
         epoch = call(f"the {self.phase} data function", self.data, progress.epochs)
         if not isinstance(epoch, Iterable):
             raise DataError(
-                f"the {self.phase} data function returned a {type(epoch).__name__} for epoch {progress.epochs}; it "
+                f"the {self.phase} data function returned {kind_of(epoch)} for epoch {progress.epochs}; it "
                 "maps an epoch to an iterable of batches. Return a list or a DataLoader."
             )
         return iter(epoch), 0
@@ -228,6 +228,6 @@ def _check_type(data: Any, phase: Phase) -> None:
     if isinstance(data, (str, bytes, Mapping)) or not (isinstance(data, (Iterable, Pipeline)) or callable(data)):
         advice = "DataLoader(dataset, batch_size=...)" if hasattr(type(data), "__getitem__") else "[batch, ...]"
         raise UsageTypeError(
-            f"the {phase} data is a {type(data).__name__}; data is an iterable of batches, a function epoch -> "
+            f"the {phase} data is {kind_of(data)}; data is an iterable of batches, a function epoch -> "
             f"iterable or a Pipeline. Write {advice}."
         )
