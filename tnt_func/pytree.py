@@ -34,7 +34,6 @@ Structure: TypeAlias = Any
 """A tree without its leaves; structures compare with ==, static fields by type alone."""
 
 LEAVES = (torch.Tensor, bool, int, float, str, type(None))
-_registered: set[type] = set()
 
 
 class Static:
@@ -110,7 +109,6 @@ def pytree(cls: Any = None, *, static: tuple[str, ...] = ()) -> Any:
         serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
         flatten_with_keys_fn=cast(Any, flatten_with_keys),
     )
-    _registered.add(cls)
     return cls
 
 
@@ -126,15 +124,25 @@ def map(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
         >>> map(lambda a, b: a + b, (1, [2]), (10, [20]))
         (11, [22])
     """
-    leaves, structure = flatten(tree)
+    # Dynamo traces tree_map itself eight times as fast as its parts, so structures are not compared beforehand.
     try:
-        others = [structure.flatten_up_to(other) for other in rest]
+        return _pytree.tree_map(function, tree, *rest)
     except ValueError as error:
-        raise StructureError(
-            f"map was given trees of different structure: {error} It takes trees with the same containers and keys; "
-            "pytree.diff(a, b) lists where two differ."
-        ) from error
-    return unflatten([function(*side_by_side) for side_by_side in zip(leaves, *others, strict=True)], structure)
+        if mismatch := _mismatch(structure(tree), rest):
+            raise StructureError(
+                f"map was given trees of different structure: {mismatch} It takes trees with the same containers and "
+                "keys; pytree.diff(a, b) lists where two differ."
+            ) from error
+        raise
+
+
+def _mismatch(structure: Structure, others: Iterable[PyTree]) -> str | None:
+    try:
+        for other in others:
+            structure.flatten_up_to(other)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def flatten(tree: PyTree) -> tuple[list[Any], Structure]:
@@ -296,7 +304,9 @@ def same_leaf(a: Any, b: Any) -> bool:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return _dense(tensor).resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    flat = _dense(tensor).resolve_conj().resolve_neg().contiguous()
+    # An axis of one element may have any stride and count as contiguous; a view as bytes asks for stride 1.
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
