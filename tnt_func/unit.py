@@ -19,10 +19,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
-from tnt_func.errors import UsageError
+from tnt_func.errors import UsageError, UsageTypeError, kind_of
 from tnt_func.metrics import Metric
+from tnt_func.rng import ALL
 from tnt_func.state import State
-from tnt_func.types import Batch, Generator, Output, Phase, PyTree
+from tnt_func.types import Batch, Generator, Output, Phase, PyTree, typed
 
 Hook: TypeAlias = Callable[[State], State]
 Step: TypeAlias = Callable[[State, Batch], tuple[State, Output]]
@@ -117,6 +118,9 @@ class TrainUnit:
     memory: Mapping[str, Memory] = field(default_factory=dict[str, Memory])
     draws: tuple[Generator, ...] = ("torch", "numpy")
 
+    def __post_init__(self) -> None:
+        _check(self, self.memory)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalUnit:
@@ -144,6 +148,9 @@ class EvalUnit:
     metrics: Mapping[str, Metric] = field(default_factory=dict[str, Metric])
     memory: Mapping[str, Memory] = field(default_factory=dict[str, Memory])
     draws: tuple[Generator, ...] = ("torch", "numpy")
+
+    def __post_init__(self) -> None:
+        _check(self, self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +180,9 @@ class PredictUnit:
     memory: Mapping[str, Memory] = field(default_factory=dict[str, Memory])
     draws: tuple[Generator, ...] = ("torch", "numpy")
 
+    def __post_init__(self) -> None:
+        _check(self, self.memory)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitUnit:
@@ -187,6 +197,15 @@ class FitUnit:
     train_unit: TrainUnit
     eval_unit: EvalUnit
     predict_unit: PredictUnit | None = None
+
+    def __post_init__(self) -> None:
+        for kind in (TrainUnit, EvalUnit, PredictUnit):
+            part: Any = getattr(self, f"{kind.phase}_unit")
+            if not isinstance(part, kind) and (kind is not PredictUnit or part is not None):
+                raise UsageTypeError(
+                    f"FitUnit was given {kind_of(part)} as its {kind.phase}_unit; that is a {kind.__name__}. "
+                    f"Write {kind.phase}_unit=tnt.{kind.__name__}({kind.phase}_step=...)."
+                )
 
 
 PhaseUnit: TypeAlias = TrainUnit | EvalUnit | PredictUnit
@@ -233,6 +252,9 @@ class Callback:
     on_predict_epoch_end: Hook = identity
     on_predict_end: Hook = identity
 
+    def __post_init__(self) -> None:
+        _check(self, {} if self.memory is None else {self.name: self.memory})
+
     def phases(self) -> tuple[Phase, ...]:
         """The phases in which it has hooks.
 
@@ -241,6 +263,27 @@ class Callback:
             ()
         """
         return tuple(phase for phase in PHASES if any(hook_of(self, phase, p) is not identity for p in POINTS))
+
+
+def _check(owner: Any, memory: Mapping[str, Any]) -> None:
+    """Refuse what no run could use where it is written, not where a run comes to it."""
+    kind = type(owner).__name__
+    functions = {name: value for name, value in vars(owner).items() if name.startswith("on_") or name.endswith("_step")}
+    functions |= {f"memory[{name!r}]": first for name, first in memory.items()}
+    for name, function in functions.items():
+        if not callable(function):
+            rule = "steps, hooks and what makes a slot's first value are functions. Write a lambda, or leave it out."
+            raise UsageTypeError(f"{kind} was given {kind_of(function)} as its {name}; {rule}")
+    if RESERVED in memory:
+        rule = "the loop notes there what data an open epoch reads. Give the slot another name."
+        raise UsageError(f"{kind} was given memory[{RESERVED!r}]; {rule}")
+    for name, metric in getattr(owner, "metrics", {}).items():
+        if not isinstance(metric, Metric):
+            rule = f"that is a Metric. Write metrics={{{name!r}: tnt.metrics.mean(...)}}."
+            raise UsageTypeError(f"{kind} was given {kind_of(metric)} as its metric {name!r}; {rule}")
+    if not isinstance(owner.draws, tuple) or not set(ALL).issuperset(owner.draws):
+        rule = f"it is a tuple of some of {ALL}, which can be seeded. Write draws=('torch',)."
+        raise UsageError(f"{kind} was given draws={owner.draws!r}; {rule}")
 
 
 def hook_of(owner: PhaseUnit | Callback, phase: Phase, point: str) -> Hook:
@@ -297,6 +340,7 @@ def memories(unit: Unit) -> dict[str, Memory]:
     return found
 
 
+@typed
 def attach(unit: U, *callbacks: Callback) -> U:
     """The unit with callbacks' hooks after its own, and their memory among its own.
 
@@ -325,11 +369,11 @@ def _attach_one(unit: U, callback: Callback) -> U:
     if strange := [phase for phase in callback.phases() if phase not in have]:
         whole = "FitUnit with a predict_unit" if "predict" in strange else "FitUnit"
         raise UsageError(
-            f"callback {callback.name!r} has {' and '.join(strange)} hooks, and a {type(unit).__name__} runs "
+            f"callback {callback.name!r} has {' and '.join(strange)} hooks, and {kind_of(unit)} runs "
             f"{' and '.join(have)} only; they would never be called. Attach it to the {whole}: "
             f"tnt.fit(unit, ..., callbacks=[{callback.name}])."
         )
-    if callback.memory is not None and (callback.name in memories(unit) or callback.name == RESERVED):
+    if callback.memory is not None and callback.name in memories(unit):
         raise UsageError(
             f"the name {callback.name!r} is taken in state.memory; each callback and unit transform has a slot of its "
             "own. Give one of them another name=."
