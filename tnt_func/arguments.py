@@ -13,6 +13,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
+from torch import nn
+
 from tnt_func.errors import UsageTypeError, kind_of
 from tnt_func.state import State
 from tnt_func.unit import Callback, FitUnit
@@ -87,8 +89,12 @@ def _refuse_unit(name: str, kinds: Sequence[type], unit: Any) -> NoReturn:
         advice = f"Write tnt.FitUnit(train_unit=..., eval_unit=...), or {_ENTRY[kind]}(unit, ...)."
     elif kind in _ENTRY:
         advice = f"Write {_ENTRY[kind]}(unit, ...)."
+    elif isinstance(unit, nn.Module):
+        advice = "Write unit, state = tnt.supervised(module, loss, optimizer, key=tnt.key(0))."
+    elif kinds[0] is FitUnit:
+        advice = "Write tnt.FitUnit(train_unit=..., eval_unit=...)."
     else:
-        step_name = f"{takes[0].removesuffix('Unit').lower()}_step"
-        advice = f"Write tnt.{takes[0]}({'train_unit=...' if FitUnit in kinds else step_name + '=...'})."
+        advice = f"Write tnt.{takes[0]}({takes[0].removesuffix('Unit').lower()}_step=...)."
     names = takes[0] if len(takes) == 1 else f"{', '.join(takes[:-1])} or {takes[-1]}"
-    raise UsageTypeError(f"{name} was given {kind_of(unit)} as its unit; it takes a {names}. {advice}")
+    article = "an" if names.startswith("E") else "a"
+    raise UsageTypeError(f"{name} was given {kind_of(unit)} as its unit; it takes {article} {names}. {advice}")

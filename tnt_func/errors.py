@@ -98,11 +98,13 @@ def kind_of(value: object) -> str:
     """The type of a value, as a message says it.
 
     Example:
-        >>> kind_of([3]), kind_of(3), kind_of(None)
-        ('a list', 'an int', 'None')
+        >>> kind_of([3]), kind_of(3), kind_of(int), kind_of(None)
+        ('a list', 'an int', 'the class int', 'None')
     """
     if value is None:
         return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     name = type(value).__name__
     return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
