@@ -4,10 +4,13 @@ A unit says what one step does, a State holds everything the run knows, and the 
 hands every intermediate state out as an event.
 """
 
+from tnt_func import asserts as asserts
 from tnt_func import errors as errors
 from tnt_func import metrics as metrics
 from tnt_func import pytree as pytree
 from tnt_func import rng as rng
+from tnt_func import schedules as schedules
+from tnt_func import treemath as treemath
 from tnt_func.compose import alternate as alternate
 from tnt_func.compose import focus as focus
 from tnt_func.compose import sequence as sequence
@@ -15,6 +18,8 @@ from tnt_func.data.cursors import batches as batches
 from tnt_func.events import Event as Event
 from tnt_func.events import Observer as Observer
 from tnt_func.metrics import Metric as Metric
+from tnt_func.model import Model as Model
+from tnt_func.model import from_module as from_module
 from tnt_func.progress import Progress as Progress
 from tnt_func.rng import Key as Key
 from tnt_func.rng import fold_in as fold_in
