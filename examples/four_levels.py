@@ -76,5 +76,5 @@ def by_hand() -> tnt.State:
 
 if __name__ == "__main__":
     for level in (as_a_call, as_events, as_a_fold, by_hand):
-        print(f"{level.__name__:10}")
+        print(level.__name__)
         print(f"  {tnt.digest(level())}")
