@@ -16,7 +16,10 @@ DIGEST = r"\b[0-9a-f]{16,64}\b"
 def quickstart(lines: list[str]) -> None:
     (accuracy,) = [float(line.split()[-1]) for line in lines if line.startswith("held-out accuracy ")]
     assert 0.95 <= accuracy <= 1.0
-    assert re.search(DIGEST, lines[-1])
+    stopped, resumed = (re.findall(DIGEST, line) for line in lines[-2:])
+    assert len(stopped) == 1 and stopped == resumed
+    (paused,) = [line for line in lines if line.startswith("paused at ")]
+    assert not paused.endswith("steps_in_epoch=0)")
 
 
 def four_levels(lines: list[str]) -> None:
@@ -25,7 +28,8 @@ def four_levels(lines: list[str]) -> None:
 
 
 def check_your_unit(lines: list[str]) -> None:
-    assert any(re.search(r"\bLawError\b|\bpurity\b", line, re.IGNORECASE) for line in lines)
+    assert lines[0].startswith("LawError: law ") and "train_step" in lines[0]
+    assert lines[-1].startswith("the mended unit keeps every law")
 
 
 EXPECTED: dict[str, Callable[[list[str]], None]] = {
