@@ -47,7 +47,7 @@ def as_events() -> tnt.State:
         state = event.state
         if event.point == "epoch_end":
             loss = tnt.metrics.compute(state, "train")["loss"].item()
-            print(f"  epoch {state.progress.train.epochs}: loss {loss:.3f}, weights {state.params.tolist()}")
+            print(f"  epoch {state.progress.train.epochs}: loss {loss:.3f}")
     return state
 
 

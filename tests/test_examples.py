@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "examples"
-DIGEST = r"\b[0-9a-f]{16,64}\b"
+DIGEST = r"\b[0-9a-f]{64}\b"
 
 
 def quickstart(lines: list[str]) -> None:
