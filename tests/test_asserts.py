@@ -252,6 +252,7 @@ FAR: dict[str, tuple[Any, Any, str]] = {
     "relative to b": (torch.tensor([0.0]), torch.tensor([100.0]), "by at most 100"),
     "nan": (torch.tensor([NAN, 1.0]), torch.tensor([1.0, 1.0]), "1 of 2 elements differ"),
     "an infinity": (torch.tensor([INF]), torch.tensor([-INF]), "by at most inf"),
+    "beside an infinity": (torch.tensor([INF, 1.0]), torch.tensor([INF, 3.0]), "by at most 2"),
     "complex": (torch.tensor([1 + 1j]), torch.tensor([1 + 2j]), "by at most 1"),
     "numbers": (1.0, 1.1, "1 of 1 elements differ"),
     "int": (torch.tensor([2**60, 5]), torch.tensor([2**60 + 1, 9]), "2 of 2 elements differ, by at most 4"),
@@ -342,6 +343,10 @@ def test_a_backward_pass_does_not_count_again():
     square = torch.compile(lambda x: (x * x).sum(), backend="aot_eager")
     with assert_max_compilations(1):
         square(torch.ones(2, requires_grad=True)).backward()
+    cube = torch.compile(lambda x: (x * x * x).sum(), backend="aot_eager")
+    with pytest.raises(TreeError, match=r"^<lambda> \(.*\): compiled for the first time\ntorch\.compile made 1 graphs"):
+        with assert_max_compilations(0):
+            cube(torch.ones(2, requires_grad=True)).backward()
 
 
 def test_as_a_decorator_each_call_is_a_block():
