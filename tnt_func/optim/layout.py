@@ -1,0 +1,131 @@
+"""Trees of parameters as lists, and whether their values may be looked at.
+
+An update takes half a dozen trees of one structure apart and puts them together again. A flat dict of tensors, which
+most parameters are, is taken apart by its keys at a twentieth of the price of a general tree.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from tnt_func import pytree as trees
+from tnt_func.errors import StructureError
+from tnt_func.types import PyTree
+
+T = TypeVar("T")
+_level: Callable[[], int | None] = torch._C._functorch.maybe_current_level  # pyright: ignore
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How parameters are laid out.
+
+    Args:
+        leaves: the parameters, tensors or None, in order.
+        structure: their keys where they are a flat dict, else their structure.
+
+    Example:
+        >>> here = layout({"w": torch.ones(1), "b": None})
+        >>> here.take({"b": 2, "w": 1}, "grads"), here.give([3, 4])
+        ([1, 2], {'w': 3, 'b': 4})
+    """
+
+    leaves: list[Any]
+    structure: Any
+
+    def take(self, tree: PyTree, name: str) -> list[Any]:
+        """The leaves of another tree of this layout, in this order; `name` is for the error if it is of another."""
+        if type(self.structure) is not tuple:
+            try:
+                return self.structure.flatten_up_to(tree)
+            except ValueError as error:
+                raise _other_layout(self, tree, name) from error
+        if type(tree) is not dict or len(tree) != len(self.structure):
+            raise _other_layout(self, tree, name)
+        try:
+            return [tree[key] for key in self.structure]
+        except KeyError as error:
+            raise _other_layout(self, tree, name) from error
+
+    def give(self, leaves: list[Any]) -> PyTree:
+        """The tree of this layout with other leaves."""
+        if type(self.structure) is tuple:
+            return dict(zip(self.structure, leaves, strict=True))
+        return trees.unflatten(leaves, self.structure)
+
+
+def layout(params: PyTree) -> Layout:
+    """The layout of a tree of parameters.
+
+    Raises:
+        StructureError: a leaf is neither a tensor nor None.
+
+    Example:
+        >>> layout([torch.ones(1), {"b": torch.zeros(1)}]).leaves
+        [tensor([1.]), tensor([0.])]
+    """
+    if type(params) is dict and all(leaf is None or isinstance(leaf, Tensor) for leaf in params.values()):
+        return Layout(list(params.values()), tuple(params))
+    leaves, structure = trees.flatten(params)
+    if not all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves):
+        bad = [f"params{p} is {trees.describe(x)}" for p, x in trees.named_leaves(params) if not isinstance(x, Tensor)]
+        raise StructureError(
+            "\n".join(bad)
+            + "\nAn optimizer takes trees of tensors. Write torch.tensor(...), or None for what it is to "
+            "leave alone."
+        )
+    return Layout(leaves, structure)
+
+
+def paths(here: Layout) -> list[str]:
+    """The path of every leaf, in order, as `pytree.paths` spells it.
+
+    Example:
+        >>> paths(layout({"fc.weight": torch.ones(1), "fc.bias": None}))
+        ["['fc.weight']", "['fc.bias']"]
+    """
+    return trees.paths(here.give([0] * len(here.leaves)))
+
+
+class ByPath(Generic[T]):
+    """A function of every leaf's path. A layout is asked for its paths only where it is not the one before.
+
+    Example:
+        >>> ByPath(len)(layout({"w": torch.ones(1)}))
+        [5]
+    """
+
+    def __init__(self, function: Callable[[str], T]):
+        self._function, self._last = function, (object(), [])
+
+    def __call__(self, here: Layout) -> list[T]:
+        if torch.compiler.is_compiling():
+            return [self._function(path) for path in paths(here)]
+        structure, results = self._last
+        if structure != here.structure:
+            results = [self._function(path) for path in paths(here)]
+            self._last = here.structure, results
+        return results
+
+
+def is_traced(hyperparameters: list[Any]) -> bool:
+    """Whether values must not be looked at: in `torch.compile` and `torch.func`, or where gradients are to flow back.
+
+    Example:
+        >>> is_traced([torch.tensor(0.1)]), is_traced([torch.tensor(0.1, requires_grad=True)])
+        (False, True)
+    """
+    if torch.compiler.is_compiling() or _level() is not None:
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in hyperparameters if isinstance(x, Tensor))
+
+
+def _other_layout(here: Layout, tree: PyTree, name: str) -> StructureError:
+    missing, new = (set(a) - set(b) for a, b in ((paths(here), trees.paths(tree)), (trees.paths(tree), paths(here))))
+    return StructureError(
+        f"{name} was given without {sorted(missing)} and with {sorted(new)}; it has the structure of params. "
+        "Write None for a gradient that is not there."
+    )

@@ -1,0 +1,200 @@
+"""An optimizer from a rule for one parameter.
+
+The rule is written once, out of place, for a single tensor: so it runs under `torch.func.vmap`, `torch.func.grad` and
+`torch.compile(fullgraph=True)`. Eager, on plain tensors, a kernel for lists of tensors takes its place where there is
+one. Numbers are computed in float64 and cast at the end; parameters of fewer bits than float32 are updated in float32.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tnt_func import pytree as trees
+from tnt_func.errors import StructureError, UsageError
+from tnt_func.optim.base import Optimizer
+from tnt_func.optim.layout import Layout, layout, paths
+from tnt_func.optim.state import OptState, Settings
+from tnt_func.types import PyTree
+
+Numbers: TypeAlias = Mapping[str, Any]
+KERNELS = {"cpu", "cuda"}
+kernels: Any = torch
+"""Where the kernels for lists of tensors are, which torch does not declare."""
+PLAIN = {Tensor, torch.nn.Parameter}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How a parameter is updated.
+
+    Args:
+        slots: what is remembered of each parameter, by name: its first value, made of the parameter.
+        numbers: `(hyper-parameters, t) -> numbers`, in float64; t is the number of updates of the parameter, this one
+            counted, a float or float64 []. Elementwise and without branches.
+        leaf: `(numbers, param, grad, *slots) -> (param, *slots)`.
+        leaves: the same for lists of tensors of one dtype and device; may write into nothing that it is given.
+        check: raises for parameters that the rule cannot update.
+
+    Example:
+        >>> rule = Rule(slots={}, numbers=lambda h, t: {"lr": h["lr"] / t}, leaf=lambda n, p, g: (p - n["lr"] * g,))
+        >>> optimizer, w = leafwise(Settings(lr=1.0), rule), torch.tensor(0.0)
+        >>> w, opt_state = optimizer.update(torch.tensor(1.0), optimizer.init(w), w)
+        >>> optimizer.update(torch.tensor(1.0), opt_state, w)[0]
+        tensor(-1.5000)
+    """
+
+    slots: Mapping[str, Callable[[Tensor], Tensor]]
+    numbers: Callable[[Mapping[str, Any], Any], Numbers]
+    leaf: Callable[..., tuple[Tensor, ...]]
+    leaves: Callable[..., tuple[list[Tensor], ...]] | None = None
+    check: Callable[[Layout], None] = lambda here: None
+
+
+def leafwise(settings: Settings, rule: Rule) -> Optimizer:
+    """The optimizer that updates every parameter which has a gradient by a rule.
+
+    Its slots are those of the rule, trees like the parameters, and `count`, int64 [leaves]: updates of each of them.
+
+    Example:
+        >>> from tnt_func.optim import adam
+        >>> list(adam(1e-3).init({"w": torch.ones(2)}).slots)
+        ['count', 'exp_avg', 'exp_avg_sq']
+    """
+
+    def init(params: PyTree) -> OptState:
+        here = layout(params)
+        rule.check(here)
+        firsts = {
+            name: here.give([None if leaf is None else first(leaf) for leaf in here.leaves])
+            for name, first in rule.slots.items()
+        }
+        return settings.init({"count": torch.zeros(len(here.leaves), dtype=torch.int64), **firsts})
+
+    def update(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
+        here = layout(params)
+        columns = [
+            [*here.leaves],
+            here.take(grads, "grads"),
+            *(here.take(state.slots[name], f"opt_state.slots[{name!r}]") for name in rule.slots),
+        ]
+        traced = settings.traced(state)
+        values = settings.now(state, traced)
+        count = state.slots["count"] + torch.tensor([grad is not None for grad in columns[1]], dtype=torch.int64)
+        counts = [0] * len(count) if traced else count.tolist()
+        for (_, _, t), places in _alike(here, columns[1], counts).items():
+            numbers = rule.numbers(values, count[places].double() if traced else t)
+            alike = [[column[place] for place in places] for column in columns]
+            for target, new in zip((columns[0], *columns[2:]), _apply(rule, numbers, alike), strict=True):
+                for place, leaf in zip(places, new, strict=True):
+                    target[place] = leaf
+        slots = {name: here.give(column) for name, column in zip(rule.slots, columns[2:], strict=True)}
+        return here.give(columns[0]), settings.after(state, values, {"count": count, **slots})
+
+    return Optimizer(init, update)
+
+
+def _alike(here: Layout, grads: list[Any], counts: list[int]) -> dict[tuple[torch.dtype, torch.device, int], list[int]]:
+    """The places of the parameters that have a gradient, by what they have in common."""
+    places: dict[tuple[torch.dtype, torch.device, int], list[int]] = {}
+    for place, (leaf, grad, count) in enumerate(zip(here.leaves, grads, counts, strict=True)):
+        if grad is None:
+            continue
+        key = grad.dtype, grad.device, count
+        if (
+            leaf is None
+            or (leaf.dtype, leaf.device, leaf.shape) != (*key[:2], grad.shape)
+            or grad.layout != leaf.layout
+        ):
+            raise StructureError(
+                f"grads{paths(here)[place]} is {trees.describe(grad)} and its parameter {trees.describe(leaf)}; they "
+                "have the same shape, dtype, device and layout. Cast the gradient, or write None for no gradient; for "
+                "sparse ones, optim.from_torch(torch.optim.SparseAdam)."
+            )
+        places.setdefault(key, []).append(place)
+    return places
+
+
+def _apply(rule: Rule, numbers: Numbers, columns: list[list[Tensor]]) -> list[Sequence[Tensor]]:
+    """New parameters and slots of tensors that are alike; `columns` are the old ones, with the gradients second."""
+    first = columns[0][0]
+    if first.is_complex():
+        columns = [[torch.view_as_real(leaf) for leaf in column] for column in columns]
+    work = torch.promote_types(columns[0][0].dtype, torch.float32)
+    columns = [[leaf.to(work) for leaf in column] for column in columns]
+    traced = {name: x.to(first.device, work) for name, x in numbers.items() if isinstance(x, Tensor)}
+    if not traced and rule.leaves is not None and first.device.type in KERNELS and _all_plain(columns):
+        new = rule.leaves(numbers, *columns)
+    else:
+        of_each = {name: x.unbind() for name, x in traced.items() if x.dim()}
+        own = [{name: parts[n] for name, parts in of_each.items()} for n in range(len(columns[0]))]
+        rows = zip(own, *columns, strict=True)
+        new = list(zip(*(rule.leaf({**numbers, **traced, **mine}, *row) for mine, *row in rows), strict=True))
+    if first.is_complex():
+        new = [[torch.view_as_complex(leaf) for leaf in column] for column in new]
+    return [[leaf.to(first.dtype) for leaf in column] for column in new]
+
+
+def _all_plain(columns: list[list[Tensor]]) -> bool:
+    """Whether kernels may have the tensors: no subclasses, no gradients flowing back."""
+    differentiable = torch.is_grad_enabled()
+    return all(
+        type(leaf) in PLAIN and not (differentiable and leaf.requires_grad) for column in columns[:2] for leaf in column
+    )
+
+
+def laid_out(tensor: Tensor, like: Tensor, *, copy: bool = False) -> Tensor:
+    """The tensor with another's strides; itself if it has them, or its copy where one is asked for.
+
+    Example:
+        >>> laid_out(torch.ones(2, 3).T, torch.ones(3, 2)).stride()
+        (2, 1)
+    """
+    if tensor.stride() == like.stride():
+        return tensor.clone() if copy else tensor
+    return torch.empty_like(like).copy_(tensor)
+
+
+def decayed(grad: Tensor, param: Tensor, numbers: Numbers) -> Tensor:
+    """grad + weight_decay param.
+
+    Example:
+        >>> decayed(torch.zeros(1), torch.ones(1), {"weight_decay": 0.5})
+        tensor([0.5000])
+    """
+    decay = numbers["weight_decay"]
+    return grad if not isinstance(decay, Tensor) and decay == 0 else grad + decay * param
+
+
+def decayed_all(grads: list[Tensor], params: list[Tensor], numbers: Numbers) -> list[Tensor]:
+    """`decayed` of lists, eager.
+
+    Example:
+        >>> decayed_all([torch.zeros(1)], [torch.ones(1)], {"weight_decay": 0.5})
+        (tensor([0.5000]),)
+    """
+    decay = numbers["weight_decay"]
+    return grads if decay == 0 else kernels._foreach_add(grads, params, alpha=decay)
+
+
+def check_not_negative(**given: Any) -> None:
+    """Refuse numbers below 0, or not a number, by name; schedules are let through.
+
+    Example:
+        >>> check_not_negative(lr=0.1, weight_decay=lambda step: 0.1)
+    """
+    for name, value in given.items():
+        if not callable(value) and not 0 <= value:
+            raise UsageError(f"{name}={value} was given; it is 0 or more. Write {name}={abs(value)}.")
+
+
+def check_betas(betas: tuple[float, float]) -> None:
+    """Refuse averages that forget nothing, or less.
+
+    Example:
+        >>> check_betas((0.9, 0.999))
+    """
+    if not all(0 <= beta < 1 for beta in betas):
+        raise UsageError(f"betas={betas} was given; each is at least 0 and below 1. Write betas=(0.9, 0.999), say.")

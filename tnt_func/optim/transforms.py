@@ -1,0 +1,235 @@
+"""Transforms of gradients, to be chained in front of an optimizer.
+
+Numbers are leaves of the state (`set_hyperparameters`), or a `Schedule` of the updates done.
+
+Example:
+    >>> from tnt_func.optim import chain, sgd
+    >>> optimizer = chain(add_decayed_weights(0.5, mask=lambda path: "bias" not in path), sgd(1.0))
+    >>> params = {"weight": torch.ones(1), "bias": torch.ones(1)}
+    >>> optimizer.update({"weight": torch.zeros(1), "bias": torch.zeros(1)}, optimizer.init(params), params)[0]
+    {'weight': tensor([0.5000]), 'bias': tensor([1.])}
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tnt_func import treemath
+from tnt_func.optim.base import GradientTransform, Predicate
+from tnt_func.optim.layout import ByPath, Layout, layout
+from tnt_func.optim.leafwise import check_not_negative
+from tnt_func.optim.state import Hyperparameter, Number, OptState, Settings
+from tnt_func.rng import Key, fold_in
+from tnt_func.schedules.curves import dtype_on
+from tnt_func.types import PyTree, typed
+
+Grads: TypeAlias = dict[int, Tensor]
+"""The gradients that there are, by their place in the layout."""
+
+
+@typed
+def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransform:
+    """Scale all gradients by min(1, max_norm / (norm + 1e-6)), norm being that of all of them as one vector.
+
+    Args:
+        max_norm: the largest norm that is let through.
+
+    Raises:
+        UsageError: the norm is negative.
+
+    Example:
+        >>> clip, w = clip_by_global_norm(1.0), torch.zeros(2)
+        >>> clip.update(torch.tensor([3.0, 4.0]), clip.init(w), w)[0]
+        tensor([0.6000, 0.8000])
+
+    References:
+        torch.nn.utils.clip_grad_norm_, to the bit.
+    """
+    check_not_negative(max_norm=max_norm)
+
+    def rule(h: Mapping[str, Any], grads: Grads, here: Layout, state: OptState) -> Grads:
+        norm = treemath.global_norm([*grads.values()])
+        most = h["max_norm"].to(norm) if isinstance(h["max_norm"], Tensor) else h["max_norm"]
+        factor = ((norm + 1e-6).reciprocal() * most).clamp(max=1.0)
+        return {place: (grad * factor.to(grad.device)).to(grad.dtype) for place, grad in grads.items()}
+
+    return _transform(Settings(max_norm=max_norm), rule)
+
+
+@typed
+def clip_by_value(limit: Hyperparameter) -> GradientTransform:
+    """Every element of every gradient, or the bound that it is beyond: min(max(g, -limit), limit).
+
+    Args:
+        limit: the largest size of an element.
+
+    Raises:
+        UsageError: the limit is negative.
+
+    Example:
+        >>> clip, w = clip_by_value(1.0), torch.zeros(2)
+        >>> clip.update(torch.tensor([0.5, -4.0]), clip.init(w), w)[0]
+        tensor([ 0.5000, -1.0000])
+
+    References:
+        torch.nn.utils.clip_grad_value_, to the bit.
+    """
+    check_not_negative(limit=limit)
+
+    def rule(h: Mapping[str, Any], grads: Grads, here: Layout, state: OptState) -> Grads:
+        def clip(grad: Tensor) -> Tensor:
+            most = h["limit"].to(grad) if isinstance(h["limit"], Tensor) else h["limit"]
+            return grad.clamp(-most, most)
+
+        return {place: clip(grad) for place, grad in grads.items()}
+
+    return _transform(Settings(limit=limit), rule)
+
+
+@typed
+def add_decayed_weights(weight_decay: Hyperparameter, *, mask: Predicate = lambda path: True) -> GradientTransform:
+    """g + weight_decay p, where the mask holds for the path of the parameter p.
+
+    Args:
+        weight_decay: L2 penalty.
+        mask: of a path; which parameters decay.
+
+    Raises:
+        UsageError: the decay is negative.
+
+    Example:
+        >>> decay, w = add_decayed_weights(0.1), torch.tensor(2.0)
+        >>> decay.update(torch.tensor(0.0), decay.init(w), w)[0]
+        tensor(0.2000)
+
+    References:
+        optax.add_decayed_weights; the weight_decay of torch.optim.SGD.
+    """
+    check_not_negative(weight_decay=weight_decay)
+    masked = ByPath(mask)
+
+    def rule(h: Mapping[str, Any], grads: Grads, here: Layout, state: OptState) -> Grads:
+        def add(grad: Tensor, param: Tensor) -> Tensor:
+            if not isinstance(h["weight_decay"], Tensor):
+                return grad.add(param, alpha=h["weight_decay"])
+            wide = param.to(torch.promote_types(param.dtype, torch.float32))
+            return (grad + h["weight_decay"].to(wide.device, wide.real.dtype) * wide).to(grad.dtype)
+
+        decays = masked(here)
+        return {place: add(grad, here.leaves[place]) if decays[place] else grad for place, grad in grads.items()}
+
+    return _transform(Settings(weight_decay=weight_decay), rule)
+
+
+@typed
+def centralize() -> GradientTransform:
+    """Take from a gradient with several axes its mean over all but the first, that of the outputs.
+
+    Example:
+        >>> central, w = centralize(), torch.zeros(2, 2)
+        >>> central.update(torch.tensor([[1.0, 3.0], [5.0, 5.0]]), central.init(w), w)[0]
+        tensor([[-1.,  1.],
+                [ 0.,  0.]])
+
+    References:
+        Yong et al. 2020, https://arxiv.org/abs/2004.01461.
+    """
+
+    def rule(h: Mapping[str, Any], grads: Grads, here: Layout, state: OptState) -> Grads:
+        return {
+            place: grad - grad.mean(dim=tuple(range(1, grad.dim())), keepdim=True) if grad.dim() > 1 else grad
+            for place, grad in grads.items()
+        }
+
+    return _transform(Settings(), rule)
+
+
+@typed
+def add_noise(key: Key, *, eta: Hyperparameter = 0.01, gamma: Number = 0.55) -> GradientTransform:
+    """g plus normal noise of variance eta / (1 + updates done)^gamma.
+
+    The noise of an element is a function of the key, the number of updates done, the path of its parameter and its
+    place: no generator is touched, and it is the same eager, compiled and under vmap, whose members may have keys of
+    their own in `slots["key"]`.
+
+    Args:
+        key: where the noise comes from; a leaf of the state, int64 [].
+        eta: variance of the first noise.
+        gamma: how fast it falls.
+
+    Raises:
+        UsageError: a number is negative.
+
+    Example:
+        >>> from tnt_func.rng import key
+        >>> noise, w = add_noise(key(0), eta=1.0), torch.zeros(3)
+        >>> noise.update(w, noise.init(w), w)[0]
+        tensor([...])
+
+    References:
+        Neelakantan et al. 2015, https://arxiv.org/abs/1511.06807; SplitMix64, Steele et al. 2014,
+        https://doi.org/10.1145/2714064.2660195; Box and Muller 1958.
+    """
+    check_not_negative(eta=eta, gamma=gamma)
+    streams = ByPath(lambda path: _signed(fold_in(Key(0), path).seed))
+
+    def rule(h: Mapping[str, Any], grads: Grads, here: Layout, state: OptState) -> Grads:
+        size = torch.as_tensor((h["eta"] / (1 + state.step.double()) ** h["gamma"]) ** 0.5, dtype=torch.float64)
+        here_streams, start = streams(here), _mixed(state.slots["key"] + state.step * _STEP)
+
+        def add(grad: Tensor, stream: int) -> Tensor:
+            noise = _normal(_mixed(start ^ stream).to(grad.device), grad)
+            return grad + (size.to(noise) * noise).to(grad.dtype)
+
+        return {place: add(grad, here_streams[place]) for place, grad in grads.items()}
+
+    return _transform(Settings(eta=eta, gamma=gamma), rule, {"key": _signed(key.seed)})
+
+
+def _transform(
+    settings: Settings,
+    rule: Callable[[Mapping[str, Any], Grads, Layout, OptState], Grads],
+    slots: Mapping[str, int] | None = None,
+) -> GradientTransform:
+    """The transform that gives the gradients which there are to a rule, with the hyper-parameters of this update."""
+
+    def init(params: PyTree) -> OptState:
+        return settings.init({name: torch.tensor(value) for name, value in (slots or {}).items()})
+
+    def update(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
+        here = layout(params)
+        leaves = here.take(grads, "grads")
+        values = settings.now(state, settings.traced(state))
+        new = rule(values, {place: grad for place, grad in enumerate(leaves) if grad is not None}, here, state)
+        state = settings.after(state, values, state.slots)
+        return here.give([new.get(place) for place in range(len(leaves))]), state
+
+    return GradientTransform(init, update)
+
+
+def _signed(word: int) -> int:
+    """64 bits as torch's int64 has them."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+_STEP, _FIRST, _SECOND = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _mixed(word: Tensor) -> Tensor:
+    """SplitMix64's bijection of int64, as good as random. Its shifts bring in zeros, torch's bring in the sign."""
+    word = (word ^ ((word >> 30) & ((1 << 34) - 1))) * _FIRST
+    word = (word ^ ((word >> 27) & ((1 << 37) - 1))) * _SECOND
+    return word ^ ((word >> 31) & ((1 << 33) - 1))
+
+
+def _normal(seed: Tensor, like: Tensor) -> Tensor:
+    """Standard normal numbers in the shape of a tensor, from pairs of 53 random bits; real and complex alike."""
+    shape = (*like.shape, 2) if like.is_complex() else like.shape
+    count = math.prod(shape)
+    words = _mixed(seed + torch.arange(1, 2 * count + 1, device=like.device) * _STEP)
+    uniform = ((((words >> 11) & ((1 << 53) - 1)) + 1).to(dtype_on(like.device)) * 2.0**-53).reshape(2, *shape)
+    normal = (-2 * uniform[0].log()).sqrt() * (2 * math.pi * uniform[1]).cos()
+    return torch.view_as_complex(normal * 0.5**0.5) if like.is_complex() else normal
