@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from tnt_func import errors
-from tnt_func.errors import TntError, deprecated
+from tnt_func.errors import ContractError, TntError, call, deprecated, kind_of
 
 BUILTINS = {
     "UsageError": ValueError,
@@ -53,3 +53,26 @@ def test_deprecated_warns_at_every_call_and_at_the_line_of_the_caller():
 def test_deprecated_keeps_the_name_the_docstring_and_the_signature():
     assert (old.__name__, old.__doc__) == ("old", "The old way.")
     assert list(inspect.signature(old).parameters) == ["x", "scale"]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [([3], "a list"), (3, "an int"), (int, "the class int"), (None, "None"), (OSError("gone"), "an OSError")],
+    ids=repr,
+)
+def test_kind_of(value: object, words: str):
+    assert kind_of(value) == words
+
+
+def test_call_gives_the_result_and_names_who_raised_stop_iteration():
+    assert call("the hook", max, 1, 2) == 2
+    with pytest.raises(
+        ContractError, match=r"^the hook raised StopIteration; .* Call next\(iterator, default\)"
+    ) as caught:
+        call("the hook", next, iter(()))
+    assert isinstance(caught.value.__cause__, StopIteration)
+
+
+def test_call_passes_any_other_error_through():
+    with pytest.raises(ZeroDivisionError):
+        call("the hook", lambda: 1 // 0)
