@@ -8,11 +8,12 @@ Example:
     tnt_func.errors.UsageTypeError: ...
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
-from beartype import BeartypeConf, beartype
+import torch
 
 from tnt_func.errors import UsageTypeError
 
@@ -79,13 +80,11 @@ class _Violation(UsageTypeError):
         )
 
 
-_check: Any = beartype(conf=BeartypeConf(violation_type=_Violation, is_color=False))
-
-
 def typed(function: F) -> F:
     """Check the arguments and the result of a public function against its annotations, at about a microsecond a call.
 
-    Of a container the first item is checked. Draws nothing, and torch.compile traces through it.
+    The check is built, and beartype imported, at the first call: `import tnt_func` waits for neither. Of a container
+    the first item is checked. Draws nothing; code that torch.compile traces is not checked again.
 
     Raises:
         UsageTypeError: at a call whose arguments do not fit.
@@ -96,8 +95,25 @@ def typed(function: F) -> F:
         >>> half(3.0)
         1.5
     """
-    checked = _check(function)
-    # beartype looks at an item that it draws from the global `random`, which no call may move and Dynamo cannot trace.
+    checked: Any = None
+
+    @functools.wraps(function)
+    def checking(*args: Any, **kwargs: Any) -> Any:
+        nonlocal checked
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        if checked is None:
+            checked = _checked(function)
+        return checked(*args, **kwargs)
+
+    return cast(F, checking)
+
+
+def _checked(function: Callable[..., Any]) -> Any:
+    from beartype import BeartypeConf, beartype
+
+    checked: Any = beartype(conf=BeartypeConf(violation_type=_Violation, is_color=False))(function)
+    # beartype looks at an item that it draws from the global `random`, which no call may move.
     for name in checked.__kwdefaults__ or ():
         if name.endswith("getrandbits"):
             checked.__kwdefaults__[name] = _first
