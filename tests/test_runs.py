@@ -1,4 +1,4 @@
-"""train, fit, evaluate, predict and their event twins, with a real module, real loaders, and whatever surrounds them."""
+"""train, fit, evaluate, predict and their event twins: a real module, real loaders, and whatever surrounds them."""
 
 import copy
 import functools
