@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from tnt_func import rng
-from tnt_func.data.cursors import Cursor, check_resume
+from tnt_func.data.cursors import BLANK, Cursor, check_resume
 from tnt_func.errors import UsageError
 from tnt_func.events import Event, Observer, fold
 from tnt_func.loop import Due, Limits, Run, evaluating, limit, training
@@ -326,7 +326,7 @@ def _training(
     assert every is not None
     eval_run, eval_cursor = Transitions(unit.eval_unit, kept), Cursor(eval_data, "eval", kept)
     if not allow_inexact_resume:
-        check_resume(eval_data, run.last.memory[RESERVED], run.last.progress.eval, "eval")
+        check_resume(eval_data, BLANK, run.last.progress.eval, "eval")
     max_eval_steps = limit("max_eval_steps_per_epoch", every[0])
     due = Due(lambda state: evaluating(run, eval_run, eval_cursor, max_eval_steps, state), *every[1:])
     return run.events("train", training(run, Transitions(unit.train_unit, kept), cursor, limits, due))
