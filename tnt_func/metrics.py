@@ -62,6 +62,7 @@ class Metric:
     of: Callable[[Output], Any]
 
 
+@typed
 def compute(state: State, phase: Phase) -> dict[str, Tensor]:
     """The values of a phase's metrics so far in its open or last epoch, by name.
 
@@ -170,11 +171,12 @@ def mean(name: str, *, weight: str | None = None) -> Metric:
         >>> mean("loss").of({"loss": 2.0}).value()
         tensor(2., dtype=torch.float64)
     """
+    one = _scalar(1.0)
 
     def of(output: Output) -> Mean:
         value = _entry(output, name)
         if weight is None:
-            return Mean(value, torch.ones_like(value))
+            return Mean(value, one)
         share = _entry(output, weight)
         return Mean(value * share, share)
 
@@ -251,6 +253,8 @@ def _entry(output: Output, name: str) -> Tensor:
             f"a metric reads output[{name!r}], and the step's output has {have}. Return it, or name one of those."
         )
     value = cast(Any, output[name])
+    if isinstance(value, (int, float)):
+        return _scalar(value)
     try:
         number = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -258,4 +262,4 @@ def _entry(output: Output, name: str) -> Tensor:
             f"a metric reads output[{name!r}], which is {kind_of(value)}; it takes a number, a tensor or an array. "
             "Return one of these there, or name another entry."
         ) from error
-    return number.detach().to(torch.float64)
+    return (number.detach() if number.requires_grad else number).to(torch.float64)
