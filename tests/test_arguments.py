@@ -116,7 +116,10 @@ def test_a_state_is_a_state():
 
 
 SEQUENCES: list[tuple[dict[str, Any], str]] = [
-    ({"callbacks": Callback(name="a")}, r"callbacks is a Callback, not a sequence; .* Write callbacks=\[...\]."),
+    (
+        {"callbacks": Callback(name="a")},
+        r"callbacks is a Callback, not a sequence; callbacks are given in the order .* Write callbacks=\[...\].",
+    ),
     ({"callbacks": None}, "callbacks is None, not a sequence"),
     ({"callbacks": (each for each in ())}, "callbacks is a generator, not a sequence"),
     ({"callbacks": [Callback(name="a"), print]}, r"callbacks has a builtin_function_or_method; .* as observers="),

@@ -97,7 +97,7 @@ def test_the_parts_of_a_fit_unit_are_those_that_are_there():
         ({"train_step": 3}, "TrainUnit was given an int as its train_step; steps, hooks"),
         (
             {"on_train_end": None},
-            "TrainUnit was given None as its on_train_end; .* are functions. Write a lambda, or leave",
+            "TrainUnit was given None as its on_train_end; .* are functions. Write a def",
         ),
         ({"memory": {"count": 0}}, r"TrainUnit was given an int as its memory\['count'\]; .* functions"),
         ({"metrics": {"loss": "loss"}}, r"a str as its metric 'loss'; that is a Metric. Write metrics={'loss': tnt"),
@@ -213,7 +213,9 @@ def test_hooks_that_would_never_be_called_are_refused(unit: Any, phases: tuple[P
 
 
 def test_a_name_is_given_once():
-    with pytest.raises(UsageError, match=r"named \['a', 'b', 'a'\]; 'a' is there twice. Give one another name="):
+    with pytest.raises(
+        UsageError, match=r"named \['a', 'b', 'a'\]; 'a' is there twice. Give one of them another name="
+    ):
         attach(FIT, callback("a"), callback("b"), callback("a"))
 
 

@@ -74,7 +74,8 @@ _OBSERVER = (
 
 def _check_each(name: str, given: Any, fits: Callable[[Any], bool], rule: str) -> None:
     if not isinstance(given, Sequence):
-        raise UsageTypeError(f"{name} is {kind_of(given)}, not a sequence; {rule} Write {name}=[...].")
+        order = f"{name} are given in the order in which they run. Write {name}=[...]."
+        raise UsageTypeError(f"{name} is {kind_of(given)}, not a sequence; {order}")
     for item in cast(Sequence[Any], given):
         if not fits(item):
             raise UsageTypeError(f"{name} has {kind_of(item)}; {rule}")

@@ -272,7 +272,7 @@ def _check(owner: Any, memory: Mapping[str, Any]) -> None:
     functions |= {f"memory[{name!r}]": first for name, first in memory.items()}
     for name, function in functions.items():
         if not callable(function):
-            rule = "steps, hooks and what makes a slot's first value are functions. Write a lambda, or leave it out."
+            rule = "steps, hooks and what makes a slot's first value are functions. Write a def, or a lambda."
             raise UsageTypeError(f"{kind} was given {kind_of(function)} as its {name}; {rule}")
     if RESERVED in memory:
         rule = "the loop notes there what data an open epoch reads. Give the slot another name."
@@ -358,7 +358,9 @@ def attach(unit: U, *callbacks: Callback) -> U:
     """
     names = [callback.name for callback in callbacks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"the callbacks are named {names}; {twice[0]!r} is there twice. Give one another name=.")
+        raise UsageError(
+            f"the callbacks are named {names}; {twice[0]!r} is there twice. Give one of them another name=."
+        )
     for callback in callbacks:
         unit = _attach_one(unit, callback)
     return unit
