@@ -7,6 +7,7 @@ hands every intermediate state out as an event.
 from tnt_func import asserts as asserts
 from tnt_func import errors as errors
 from tnt_func import metrics as metrics
+from tnt_func import optim as optim
 from tnt_func import pytree as pytree
 from tnt_func import rng as rng
 from tnt_func import schedules as schedules
@@ -21,6 +22,8 @@ from tnt_func.metrics import Metric as Metric
 from tnt_func.model import Model as Model
 from tnt_func.model import from_module as from_module
 from tnt_func.progress import Progress as Progress
+from tnt_func.recipes import minimize as minimize
+from tnt_func.recipes import supervised as supervised
 from tnt_func.rng import Key as Key
 from tnt_func.rng import fold_in as fold_in
 from tnt_func.rng import key as key
