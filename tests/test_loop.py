@@ -88,6 +88,14 @@ def test_the_events_of_evaluation_and_prediction(phase: Phase, unit: Any):
     assert events[-1].reason == "the epoch is over"
 
 
+def test_an_evaluation_that_is_open_goes_on_where_it_stood():
+    half = next(event.state for event in tnt.evaluate_events(EVAL, new(), [1, 10]) if event.point == "step_end")
+    events = list(tnt.evaluate_events(EVAL, half, [1, 10]))
+    assert [event.point for event in events] == ["start", *STEP.split(), "epoch_end", "end"]
+    assert events[-1].state.progress.eval == Progress(1, 2, 0)
+    assert float(tnt.metrics.compute(events[-1].state, "eval")["x"]) == 11.0
+
+
 def test_evaluation_inside_training_comes_before_the_step_or_epoch_is_done():
     events = tnt.fit_events(FIT, new(), [1], [2], max_epochs=1, evaluate_every_n_epochs=1, evaluate_every_n_steps=1)
     step = f"{STEP} {EVALUATION} step_done"

@@ -234,6 +234,13 @@ def test_another_loader_is_refused_inside_an_epoch_unless_that_is_wanted():
     )
 
 
+def test_what_an_open_epoch_of_training_reads_is_not_asked_of_the_eval_data():
+    half = next(event.state for event in tnt.evaluate_events(EVAL, start(), PLAIN) if event.point == "step_end")
+    state = tnt.train(TRAIN, half, PLAIN, max_epochs=1, pause_when=lambda: True)
+    assert state.progress.train.is_open and state.progress.eval.is_open
+    assert tnt.fit(FIT, state, PLAIN, loader(), max_epochs=1).progress.eval.steps == 3
+
+
 def test_data_shorter_than_the_position_is_an_error():
     state = paused_after_two(lambda epoch: PLAIN)
     with pytest.raises(
