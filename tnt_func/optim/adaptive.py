@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tnt_func.optim.base import Optimizer
+from tnt_func.optim.layout import laid_out
 from tnt_func.optim.leafwise import (
     Numbers,
     Rule,
@@ -25,7 +26,6 @@ from tnt_func.optim.leafwise import (
     decayed,
     decayed_all,
     kernels,
-    laid_out,
     leafwise,
 )
 from tnt_func.optim.state import Hyperparameter, Number, Settings

@@ -90,6 +90,42 @@ def paths(here: Layout) -> list[str]:
     return trees.paths(here.give([0] * len(here.leaves)))
 
 
+def check_grads(here: Layout, grads: list[Any], *, sparse: bool = False) -> None:
+    """Refuse gradients that are not like their parameters.
+
+    Raises:
+        StructureError: a gradient has another shape, dtype or device, or is sparse where it may not be.
+
+    Example:
+        >>> check_grads(layout({"w": torch.ones(2)}), [torch.ones(3)])
+        Traceback (most recent call last):
+        tnt_func.errors.StructureError: grads['w'] is float32[3] and its parameter float32[2]; ...
+    """
+    for place, (leaf, grad) in enumerate(zip(here.leaves, grads, strict=True)):
+        if grad is None:
+            continue
+        if leaf is not None and leaf.shape == grad.shape and leaf.dtype == grad.dtype and leaf.device == grad.device:
+            if sparse or grad.layout == leaf.layout:
+                continue
+        raise StructureError(
+            f"grads{paths(here)[place]} is {trees.describe(grad)} and its parameter {trees.describe(leaf)}; they have "
+            "the same shape, dtype, device and layout. Cast the gradient, or write None for no gradient; for sparse "
+            "ones, optim.from_torch(torch.optim.SparseAdam)."
+        )
+
+
+def laid_out(tensor: Tensor, like: Tensor, *, copy: bool = False) -> Tensor:
+    """The tensor with another's strides; itself if it has them, or its copy where one is asked for.
+
+    Example:
+        >>> laid_out(torch.ones(2, 3).T, torch.ones(3, 2)).stride()
+        (2, 1)
+    """
+    if tensor.stride() == like.stride():
+        return tensor.clone() if copy else tensor
+    return torch.empty_like(like).copy_(tensor)
+
+
 class ByPath(Generic[T]):
     """A function of every leaf's path. A layout is asked for its paths only where it is not the one before.
 

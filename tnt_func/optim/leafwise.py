@@ -12,10 +12,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from tnt_func import pytree as trees
-from tnt_func.errors import StructureError, UsageError
+from tnt_func.errors import UsageError
 from tnt_func.optim.base import Optimizer
-from tnt_func.optim.layout import Layout, layout, paths
+from tnt_func.optim.layout import Layout, check_grads, layout
 from tnt_func.optim.state import OptState, Settings
 from tnt_func.types import PyTree
 
@@ -80,11 +79,12 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
             here.take(grads, "grads"),
             *(here.take(state.slots[name], f"opt_state.slots[{name!r}]") for name in rule.slots),
         ]
+        check_grads(here, columns[1])
         traced = settings.traced(state)
         values = settings.now(state, traced)
         count = state.slots["count"] + torch.tensor([grad is not None for grad in columns[1]], dtype=torch.int64)
         counts = [0] * len(count) if traced else count.tolist()
-        for (_, _, t), places in _alike(here, columns[1], counts).items():
+        for (_, _, t), places in _alike(columns[1], counts).items():
             numbers = rule.numbers(values, count[places].double() if traced else t)
             alike = [[column[place] for place in places] for column in columns]
             for target, new in zip((columns[0], *columns[2:]), _apply(rule, numbers, alike), strict=True):
@@ -96,24 +96,12 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
     return Optimizer(init, update)
 
 
-def _alike(here: Layout, grads: list[Any], counts: list[int]) -> dict[tuple[torch.dtype, torch.device, int], list[int]]:
-    """The places of the parameters that have a gradient, by what they have in common."""
+def _alike(grads: list[Any], counts: list[int]) -> dict[tuple[torch.dtype, torch.device, int], list[int]]:
+    """The places of the gradients that there are, by what they have in common."""
     places: dict[tuple[torch.dtype, torch.device, int], list[int]] = {}
-    for place, (leaf, grad, count) in enumerate(zip(here.leaves, grads, counts, strict=True)):
-        if grad is None:
-            continue
-        key = grad.dtype, grad.device, count
-        if (
-            leaf is None
-            or (leaf.dtype, leaf.device, leaf.shape) != (*key[:2], grad.shape)
-            or grad.layout != leaf.layout
-        ):
-            raise StructureError(
-                f"grads{paths(here)[place]} is {trees.describe(grad)} and its parameter {trees.describe(leaf)}; they "
-                "have the same shape, dtype, device and layout. Cast the gradient, or write None for no gradient; for "
-                "sparse ones, optim.from_torch(torch.optim.SparseAdam)."
-            )
-        places.setdefault(key, []).append(place)
+    for place, (grad, count) in enumerate(zip(grads, counts, strict=True)):
+        if grad is not None:
+            places.setdefault((grad.dtype, grad.device, count), []).append(place)
     return places
 
 
@@ -143,18 +131,6 @@ def _all_plain(columns: list[list[Tensor]]) -> bool:
     return all(
         type(leaf) in PLAIN and not (differentiable and leaf.requires_grad) for column in columns[:2] for leaf in column
     )
-
-
-def laid_out(tensor: Tensor, like: Tensor, *, copy: bool = False) -> Tensor:
-    """The tensor with another's strides; itself if it has them, or its copy where one is asked for.
-
-    Example:
-        >>> laid_out(torch.ones(2, 3).T, torch.ones(3, 2)).stride()
-        (2, 1)
-    """
-    if tensor.stride() == like.stride():
-        return tensor.clone() if copy else tensor
-    return torch.empty_like(like).copy_(tensor)
 
 
 def decayed(grad: Tensor, param: Tensor, numbers: Numbers) -> Tensor:
