@@ -32,10 +32,25 @@ def check_your_unit(lines: list[str]) -> None:
     assert lines[-1].startswith("the mended unit keeps every law")
 
 
+def digits_mlp(lines: list[str]) -> None:
+    assert float(lines[-1].removeprefix("held-out accuracy ")) >= 0.95
+
+
+def through_training(lines: list[str]) -> None:
+    assert float(lines[-1].removeprefix("relative distance ")) < 1e-5
+
+
+def huggingface(lines: list[str]) -> None:
+    assert float(lines[-1].removeprefix("held-out accuracy ")) >= 0.9
+
+
 EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "quickstart.py": quickstart,
     "four_levels.py": four_levels,
     "check_your_unit.py": check_your_unit,
+    "digits_mlp.py": digits_mlp,
+    "through_training.py": through_training,
+    "huggingface.py": huggingface,
 }
 
 
