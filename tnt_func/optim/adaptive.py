@@ -139,9 +139,9 @@ def _adam(
 
     def leaves(n: Numbers, p: Any, g: Any, *slots: Any) -> tuple[Any, ...]:
         # The kernel writes, and reads every tensor in the order of the parameter's memory.
-        p = [leaf.clone() for leaf in p]
-        g = [laid_out(grad, leaf) for grad, leaf in zip(g, p, strict=True)]
-        m, v, *top = ([laid_out(x, leaf, copy=True) for x, leaf in zip(slot, p, strict=True)] for slot in slots)
+        p = kernels._foreach_clone(p)
+        g, m, v, *top = (laid_out(column, p) for column in (g, *slots))
+        m, v, *top = map(kernels._foreach_clone, (m, v, *top))
         t = torch.full((), n["t"], dtype=torch.float32, device=p[0].device)
         update = kernels._fused_adamw_ if decoupled else kernels._fused_adam_
         update(

@@ -30,6 +30,7 @@ from tnt_func.errors import ContractError, UsageError
 from tnt_func.optim.base import Optimizer, Predicate
 from tnt_func.optim.imperative import copies_of, first_step, frozen, like_given, numbers_of, step, thawed
 from tnt_func.optim.layout import ByPath, check_grads, is_traced, laid_out, layout, paths
+from tnt_func.optim.leafwise import kernels
 from tnt_func.optim.state import OptState, Settings, as_leaf
 from tnt_func.types import PyTree, typed
 
@@ -229,11 +230,14 @@ class _Adapter:
             places = [place for place, grad in enumerate(grads) if grad is not None and owners[place] == n]
             if not places:
                 continue
-            p = [leaves[place].detach().clone() for place in places]
-            g = [grads[place].detach() for place in places]
-            g = [x if x.is_sparse else laid_out(x, like) for x, like in zip(g, p, strict=True)]
-            mine = {name: [column[place].clone() for place in places] for name, column in columns[n].items()}
             with torch.no_grad():
+                p = [*kernels._foreach_clone([leaves[place] for place in places])]
+                g = [grads[place] for place in places]
+                g = g if any(x.is_sparse for x in g) else laid_out(g, p)
+                mine = {
+                    name: [*kernels._foreach_clone([column[place] for place in places])]
+                    for name, column in columns[n].items()
+                }
                 begun = self.kernel({**self.templates[n], **now}, p, g, mine, [started[n][place] for place in places])
             for row, place in enumerate(places):
                 leaves[place], started[n][place] = p[row], begun[row]

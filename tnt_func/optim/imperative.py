@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tnt_func import pytree as trees
 from tnt_func.errors import ContractError, UsageError
-from tnt_func.optim.layout import laid_out
 from tnt_func.pytree import pytree
 from tnt_func.rng import preserved
 
@@ -95,7 +94,7 @@ def step(optimizer: Any, copies: list[Any], grads: list[Any]) -> None:
     """
     for tensor, grad in zip(copies, grads, strict=True):
         if grad is not None:
-            tensor.grad = grad.detach().clone() if grad.is_sparse else laid_out(grad.detach(), tensor, copy=True)
+            tensor.grad = grad.detach().clone() if grad.is_sparse else torch.empty_like(tensor).copy_(grad.detach())
     if type(optimizer).__module__.startswith("torch.optim"):
         optimizer.step()
         return

@@ -4,7 +4,7 @@ An update takes half a dozen trees of one structure apart and puts them together
 most parameters are, is taken apart by its keys at a twentieth of the price of a general tree.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -114,16 +114,17 @@ def check_grads(here: Layout, grads: list[Any], *, sparse: bool = False) -> None
         )
 
 
-def laid_out(tensor: Tensor, like: Tensor, *, copy: bool = False) -> Tensor:
-    """The tensor with another's strides; itself if it has them, or its copy where one is asked for.
+def laid_out(tensors: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor with the strides of another; itself if it has them.
 
     Example:
-        >>> laid_out(torch.ones(2, 3).T, torch.ones(3, 2)).stride()
+        >>> laid_out([torch.ones(2, 3).T], [torch.ones(3, 2)])[0].stride()
         (2, 1)
     """
-    if tensor.stride() == like.stride():
-        return tensor.clone() if copy else tensor
-    return torch.empty_like(like).copy_(tensor)
+    return [
+        tensor if tensor.stride() == other.stride() else torch.empty_like(other).copy_(tensor)
+        for tensor, other in zip(tensors, like, strict=True)
+    ]
 
 
 class ByPath(Generic[T]):

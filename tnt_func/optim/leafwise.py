@@ -82,7 +82,8 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
         check_grads(here, columns[1])
         traced = settings.traced(state)
         values = settings.now(state, traced)
-        count = state.slots["count"] + torch.tensor([grad is not None for grad in columns[1]], dtype=torch.int64)
+        holes = [grad is None for grad in columns[1]]
+        count = state.slots["count"] + (torch.tensor(holes).logical_not() if any(holes) else 1)
         counts = [0] * len(count) if traced else count.tolist()
         for (_, _, t), places in _alike(columns[1], counts).items():
             numbers = rule.numbers(values, count[places].double() if traced else t)
@@ -110,19 +111,20 @@ def _apply(rule: Rule, numbers: Numbers, columns: list[list[Tensor]]) -> list[Se
     first = columns[0][0]
     if first.is_complex():
         columns = [[torch.view_as_real(leaf) for leaf in column] for column in columns]
-    work = torch.promote_types(columns[0][0].dtype, torch.float32)
-    columns = [[leaf.to(work) for leaf in column] for column in columns]
+    own, work = columns[0][0].dtype, torch.promote_types(columns[0][0].dtype, torch.float32)
+    if own != work:
+        columns = [[leaf.to(work) for leaf in column] for column in columns]
     traced = {name: x.to(first.device, work) for name, x in numbers.items() if isinstance(x, Tensor)}
     if not traced and rule.leaves is not None and first.device.type in KERNELS and _all_plain(columns):
         new = rule.leaves(numbers, *columns)
     else:
         of_each = {name: x.unbind() for name, x in traced.items() if x.dim()}
-        own = [{name: parts[n] for name, parts in of_each.items()} for n in range(len(columns[0]))]
-        rows = zip(own, *columns, strict=True)
-        new = list(zip(*(rule.leaf({**numbers, **traced, **mine}, *row) for mine, *row in rows), strict=True))
-    if first.is_complex():
-        new = [[torch.view_as_complex(leaf) for leaf in column] for column in new]
-    return [[leaf.to(first.dtype) for leaf in column] for column in new]
+        mine = [{name: parts[n] for name, parts in of_each.items()} for n in range(len(columns[0]))]
+        rows = zip(mine, *columns, strict=True)
+        new = list(zip(*(rule.leaf({**numbers, **traced, **its}, *row) for its, *row in rows), strict=True))
+    if own != work:
+        new = [[leaf.to(own) for leaf in column] for column in new]
+    return [[torch.view_as_complex(leaf) for leaf in column] for column in new] if first.is_complex() else list(new)
 
 
 def _all_plain(columns: list[list[Tensor]]) -> bool:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from tnt_func import treemath
 from tnt_func.optim.base import GradientTransform, Predicate
-from tnt_func.optim.layout import ByPath, Layout, layout
-from tnt_func.optim.leafwise import check_not_negative
+from tnt_func.optim.layout import ByPath, Layout, layout, paths
+from tnt_func.optim.leafwise import check_not_negative, kernels
 from tnt_func.optim.state import Hyperparameter, Number, OptState, Settings
 from tnt_func.rng import Key, fold_in
 from tnt_func.schedules.curves import dtype_on
@@ -51,10 +51,17 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransform:
     check_not_negative(max_norm=max_norm)
 
     def rule(h: Mapping[str, Any], grads: Grads, here: Layout, state: OptState) -> Grads:
-        norm = treemath.global_norm([*grads.values()])
+        old = [*grads.values()]
+        norm = treemath.global_norm(old)
         most = h["max_norm"].to(norm) if isinstance(h["max_norm"], Tensor) else h["max_norm"]
         factor = ((norm + 1e-6).reciprocal() * most).clamp(max=1.0)
-        return {place: (grad * factor.to(grad.device)).to(grad.dtype) for place, grad in grads.items()}
+        if not isinstance(h["max_norm"], Tensor) and all(grad.device == factor.device for grad in old):
+            new = kernels._foreach_mul(old, factor) if old else []
+        else:
+            new = [grad * factor.to(grad.device) for grad in old]
+        return {
+            place: x if x.dtype == g.dtype else x.to(g.dtype) for (place, g), x in zip(grads.items(), new, strict=True)
+        }
 
     return _transform(Settings(max_norm=max_norm), rule)
 
@@ -151,12 +158,11 @@ def centralize() -> GradientTransform:
 def add_noise(key: Key, *, eta: Hyperparameter = 0.01, gamma: Number = 0.55) -> GradientTransform:
     """g plus normal noise of variance eta / (1 + updates done)^gamma.
 
-    The noise of an element is a function of the key, the number of updates done, the path of its parameter and its
-    place: no generator is touched, and it is the same eager, compiled and under vmap, whose members may have keys of
-    their own in `slots["key"]`.
+    The noise of an element is a function of the key, the path of its parameter, the number of updates done and its
+    place. No generator is touched, and it is the same eager, compiled and under vmap.
 
     Args:
-        key: where the noise comes from; a leaf of the state, int64 [].
+        key: where the noise comes from. Folded with the paths it is in the state: `slots["keys"]`, int64 [leaves].
         eta: variance of the first noise.
         gamma: how fast it falls.
 
@@ -174,30 +180,32 @@ def add_noise(key: Key, *, eta: Hyperparameter = 0.01, gamma: Number = 0.55) -> 
         https://doi.org/10.1145/2714064.2660195; Box and Muller 1958.
     """
     check_not_negative(eta=eta, gamma=gamma)
-    streams = ByPath(lambda path: _signed(fold_in(Key(0), path).seed))
+
+    def slots(here: Layout) -> dict[str, Tensor]:
+        return {"keys": torch.tensor([_signed(fold_in(key, path).seed) for path in paths(here)], dtype=torch.int64)}
 
     def rule(h: Mapping[str, Any], grads: Grads, here: Layout, state: OptState) -> Grads:
         size = torch.as_tensor((h["eta"] / (1 + state.step.double()) ** h["gamma"]) ** 0.5, dtype=torch.float64)
-        here_streams, start = streams(here), _mixed(state.slots["key"] + state.step * _STEP)
+        seeds = _mixed(state.slots["keys"] + state.step * _STEP).unbind()
 
-        def add(grad: Tensor, stream: int) -> Tensor:
-            noise = _normal(_mixed(start ^ stream).to(grad.device), grad)
+        def add(grad: Tensor, seed: Tensor) -> Tensor:
+            noise = _normal(seed.to(grad.device), grad)
             return grad + (size.to(noise) * noise).to(grad.dtype)
 
-        return {place: add(grad, here_streams[place]) for place, grad in grads.items()}
+        return {place: add(grad, seeds[place]) for place, grad in grads.items()}
 
-    return _transform(Settings(eta=eta, gamma=gamma), rule, {"key": _signed(key.seed)})
+    return _transform(Settings(eta=eta, gamma=gamma), rule, slots)
 
 
 def _transform(
     settings: Settings,
     rule: Callable[[Mapping[str, Any], Grads, Layout, OptState], Grads],
-    slots: Mapping[str, int] | None = None,
+    slots: Callable[[Layout], dict[str, Tensor]] = lambda here: {},
 ) -> GradientTransform:
     """The transform that gives the gradients which there are to a rule, with the hyper-parameters of this update."""
 
     def init(params: PyTree) -> OptState:
-        return settings.init({name: torch.tensor(value) for name, value in (slots or {}).items()})
+        return settings.init(slots(layout(params)))
 
     def update(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
         here = layout(params)
