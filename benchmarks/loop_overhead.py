@@ -10,6 +10,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import logging
+import math
 import platform
 import resource
 import statistics
@@ -148,10 +149,10 @@ def compare() -> None:
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             times[name].append(seconds(contestants[name]) / STEPS * 1e6)
     print(f"{STEPS:,} steps a call, {ROUNDS} rounds: median (least - most)\n")
-    print(f"{'':44}{'µs a step':>22}{'of TorchTNT':>24}{'bar':>6}")
+    print(f"| {'':40} | {'µs a step':22} | {'of TorchTNT':20} | {'bar':4} |\n|---|---|---|---|")
     for name, of in times.items():
-        ratios = [a / b for a, b in zip(of, times[BASE], strict=True)] if BASE in times else None
-        print(f"{name:44}{spread(of, 1):>22}{spread(ratios, 2) if ratios else '':>24}{BARS.get(name, ''):>6}")
+        ratios = [a / b for a, b in zip(of, times.get(BASE, [math.nan] * ROUNDS), strict=True)]
+        print(f"| {name:40} | {spread(of, 1):22} | {spread(ratios, 2):20} | {BARS.get(name, ''):4} |")
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -165,13 +166,13 @@ def growth_with_steps() -> None:
         train_step=lambda state, batch: (state, {"loss": 1.0}), draws=(), metrics={"loss": tnt.metrics.mean("loss")}
     )
     state = tnt.State(params={"w": torch.zeros(2)}, key=tnt.key(0))
-    print(f"\n{'steps, one metric':>20}{'µs a step':>14}{'peak MiB':>12}")
+    print("\n| steps, one metric | µs a step | peak MiB of the process |\n|---|---|---|")
     for steps in (1_000, 10_000, 100_000, 1_000_000):
         run = functools.partial(tnt.train, unit, state, range(steps), max_epochs=1)
-        took = min(seconds(run) for _ in range(max(1, 20_000 // steps))) / steps * 1e6
+        took = statistics.median(seconds(run) for _ in range(max(1, 200_000 // steps))) / steps * 1e6
         # Kilobytes, but bytes on macOS.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        print(f"{steps:20,}{took:14.1f}{peak:12.1f}", flush=True)
+        print(f"| {steps:,} | {took:.1f} | {peak:.1f} |", flush=True)
 
 
 def growth_with_leaves() -> None:
@@ -185,10 +186,10 @@ def growth_with_leaves() -> None:
             state = tnt.State(params=params, key=tnt.key(0))
             one[leaves].append(seconds(functools.partial(tnt.train, unit, state, BATCHES[:1], max_epochs=1)))
             whole[leaves].append(seconds(functools.partial(tnt.train, unit, state, BATCHES, max_epochs=1)))
-    print(f"\n{'leaves in the state':>20}{'µs a step':>14}{'µs a call':>14}")
+    print("\n| leaves in the state | µs a step | µs a call |\n|---|---|---|")
     for leaves in one:
         call = statistics.median(one[leaves])
-        print(f"{leaves:20,}{(statistics.median(whole[leaves]) - call) / STEPS * 1e6:14.1f}{call * 1e6:14.0f}")
+        print(f"| {leaves:,} | {(statistics.median(whole[leaves]) - call) / STEPS * 1e6:.1f} | {call * 1e6:.0f} |")
 
 
 if __name__ == "__main__":

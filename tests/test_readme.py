@@ -51,3 +51,10 @@ def test_make_command_has_its_target(command: str):
     # A dry run: make prints what it would do, or says that it has no rule for a target.
     dry = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
     assert dry.returncode == 0, dry.stderr
+
+
+def test_the_map_names_what_is_there():
+    rows = TEXT.partition("## The map of the code")[2].partition("\n## ")[0].splitlines()
+    named = [name for row in rows if row.startswith("| `") for name in re.findall(r"`([\w/.]+)`", row.split("|")[1])]
+    assert named
+    assert [name for name in named if not (ROOT / "tnt_func" / name).exists()] == []
