@@ -155,7 +155,7 @@ class Case:
         """The data as an entry point takes it."""
         return (self.data, self.eval_data) if isinstance(self.unit, FitUnit) else (self.data,)
 
-    def events(
+    def run(
         self,
         watch: Watch | None = None,
         *,
@@ -164,26 +164,30 @@ class Case:
         state: State | None = None,
         **changed: Any,
     ) -> Iterator[Event]:
-        """The events of a run of this case, or of one that differs from it as said.
+        """The events of a run of this case, or of one that differs from it as said, as the entry point gives them.
 
         Args:
             watch: called in place of every step and hook.
             unit, callbacks: run instead of the whole unit.
             state: begin here, and not on a copy of the first state.
             changed: options that differ.
-
-        Raises:
-            LawError: the loop found the unit to break its contract.
         """
         unit = self.whole if unit is None else unit
-        state = thaw(self.first) if state is None else state
         if watch is not None:
             unit, callbacks = watched(unit, watch), [watched(callback, watch) for callback in callbacks]
+        state = thaw(self.first) if state is None else state
         options = {**self.options, **changed, "callbacks": callbacks}
-        run = _ENTRIES[type(unit)](unit, state, *self.feeds, **options)
+        return _ENTRIES[type(unit)](unit, state, *self.feeds, **options)
+
+    def events(self, watch: Watch | None = None, /, **changed: Any) -> Iterator[Event]:
+        """The events of `run`, the `failed` one excepted; what the loop finds broken is named as a law.
+
+        Raises:
+            LawError: the loop found the unit to break its contract, or the data not to be resumable.
+        """
         last = "before the first event"
         try:
-            for event in run:
+            for event in self.run(watch, **changed):
                 if event.point == "failed":
                     continue  # the error itself comes next
                 yield event

@@ -37,6 +37,7 @@ TRAIN = {
 PASS = {
     "": "start",
     "start": "epoch_start",
+    "start of an open epoch": "fetched epoch_end",
     "epoch_start": "fetched epoch_end",
     "fetched": "step_start",
     "step_start": "step_end",
@@ -143,7 +144,7 @@ class _Reader:
         return self._wrong_field(event) or (None if event.point == "paused" else self._wrong_count(event))
 
     def _allowed(self) -> set[str]:
-        open_epoch = self.phase == "train" and self.point == "start" and self.counts["train"][2] > 0
+        open_epoch = self.point == "start" and self.counts[self.phase][2] > 0
         table = TRAIN if self.phase == "train" else PASS
         follows = table["start of an open epoch" if open_epoch else self.point].split()
         allowed = {f"{self.phase} {point}" for point in follows if self._within_limits(point)}

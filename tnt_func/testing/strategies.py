@@ -1,7 +1,8 @@
 """Hypothesis strategies for whole runs: a state, data, a unit out of random pure pieces, callbacks, limits.
 
 A drawn `Case` obeys every law, so a check that fails on it has found a bug. Sizes are tiny: up to three parameters of
-up to four numbers, up to three batches, up to three epochs.
+up to four numbers, up to three batches, up to three epochs. Of choices the most telling comes first, for Hypothesis
+takes the first ones more often: a run of a few steps before one of none.
 
 Example:
     >>> from hypothesis import given, settings
@@ -12,7 +13,10 @@ Example:
     >>> test_grammar()
 """
 
-from collections.abc import Sequence
+import functools
+import itertools
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +24,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from tnt_func import metrics, rng
+from tnt_func import pytree as trees
 from tnt_func.metrics import Metric
 from tnt_func.progress import Progress, RunProgress
 from tnt_func.state import State
@@ -50,12 +55,14 @@ from tnt_func.testing.pieces import (
 from tnt_func.types import Generator, Phase
 from tnt_func.unit import POINTS, Callback, EvalUnit, FitUnit, Hook, PredictUnit, TrainUnit
 
+GENERATORS: tuple[Generator, ...] = rng.ALL
+READS = st.sampled_from((None, *GENERATORS)).map(Reads)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool)
 SHAPES = ((), (2,), (0,), (2, 2), (1, 3))
 
 
-@st.composite
-def tensors(draw: st.DrawFn, dtypes: Sequence[torch.dtype] = DTYPES) -> torch.Tensor:
+@functools.cache
+def tensors(dtypes: Sequence[torch.dtype] = DTYPES) -> st.SearchStrategy[torch.Tensor]:
     """Small tensors of many dtypes, 0-d and empty ones among them.
 
     Example:
@@ -63,27 +70,35 @@ def tensors(draw: st.DrawFn, dtypes: Sequence[torch.dtype] = DTYPES) -> torch.Te
         >>> find(tensors(), lambda tensor: tensor.ndim == 2).shape
         torch.Size([2, 2])
     """
-    shape, dtype = draw(st.sampled_from(SHAPES)), draw(st.sampled_from(dtypes))
-    values = torch.rand(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) * 4 - 2
-    return values.to(dtype)
+
+    def tensor(choice: int) -> torch.Tensor:
+        rest, shape = divmod(choice, len(SHAPES))
+        seed, dtype = divmod(rest, len(dtypes))
+        values = torch.rand(SHAPES[shape], generator=torch.Generator().manual_seed(seed))
+        return (values * 4 - 2).to(dtypes[dtype])
+
+    # One choice and not three: a run draws dozens of tensors.
+    return st.integers(0, 10 * len(SHAPES) * len(dtypes) - 1).map(tensor)
 
 
 def trees_of(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Nested dicts, lists and tuples over leaves.
+    """Nested dicts, lists and tuples over one to three leaves.
 
     Example:
         >>> from hypothesis import find
         >>> find(trees_of(st.just(0)), lambda tree: isinstance(tree, dict) and len(tree) == 2)
-        {'a': 0, 'b': 0}
+        {'a': (0, 0), 'b': 0}
     """
-    several = st.lists(leaves, min_size=1, max_size=2)
-    named = st.dictionaries(st.sampled_from("ab"), several.map(tuple) | leaves, min_size=1, max_size=2)
-    return named | several | leaves
+    shapes: tuple[Any, ...] = ({"a": 0}, 0, [0, 0], {"a": (0, 0), "b": 0}, {"a": {"b": [0]}}, ({}, 0))
+
+    def filled(choice: tuple[Any, list[Any]]) -> Any:
+        rest = iter(choice[1])
+        return trees.map(lambda _: next(rest), choice[0])
+
+    return st.tuples(st.sampled_from(shapes), st.tuples(leaves, leaves, leaves).map(list)).map(filled)
 
 
-NO_STEPS = st.just(0)
-
-
+@functools.cache
 def progresses() -> st.SearchStrategy[Progress]:
     """Counters between two epochs, mostly of a fresh run.
 
@@ -95,31 +110,36 @@ def progresses() -> st.SearchStrategy[Progress]:
     return st.just(Progress()) | st.builds(Progress, st.integers(0, 2), st.integers(0, 5), st.just(0))
 
 
-@st.composite
-def states(draw: st.DrawFn, *, open_steps: st.SearchStrategy[int] = NO_STEPS) -> State:
+@functools.cache
+def states(*, train: int = 0, other: int = 0) -> st.SearchStrategy[State]:
     """States for units out of pieces.
 
     Args:
-        open_steps: how many steps of an open epoch are behind the state.
+        train, other: how many steps of an open epoch of training, or of the other phases, are behind the state.
 
     Example:
         >>> from hypothesis import find
         >>> find(states(), lambda state: True).progress.train
         Progress(epochs=0, steps=0, steps_in_epoch=0)
     """
-    params = draw(trees_of(tensors()))
-    train, behind = draw(progresses()), draw(open_steps)
-    return State(
-        params=params,
-        key=rng.key(draw(st.integers(0, 2**64 - 1))),
-        buffers={"count": torch.tensor(0)},
-        opt_state={"momentum": floats(torch.zeros_like, params), "lr": torch.tensor(0.1, dtype=torch.float64)},
-        progress=RunProgress(train._replace(steps=train.steps + behind, steps_in_epoch=behind), draw(progresses())),
-    )
+
+    def after(closed: Progress, behind: int) -> Progress:
+        return closed._replace(steps=closed.steps + behind, steps_in_epoch=behind)
+
+    def state(params: Any, seed: int, *closed: Progress) -> State:
+        return State(
+            params=params,
+            key=rng.key(seed),
+            buffers={"count": torch.tensor(0)},
+            opt_state={"momentum": floats(torch.zeros_like, params), "lr": torch.tensor(0.1, dtype=torch.float64)},
+            progress=RunProgress(*(after(*pair) for pair in zip(closed, (train, other, other), strict=True))),
+        )
+
+    return st.builds(state, trees_of(tensors()), st.integers(0, 2**64 - 1), *[progresses()] * 3)
 
 
-@st.composite
-def data(draw: st.DrawFn, length: int) -> Any:
+@functools.cache
+def data(length: int) -> st.SearchStrategy[Any]:
     """Data of as many batches an epoch, of every kind that the loop takes and that starts anew each epoch.
 
     Example:
@@ -127,23 +147,25 @@ def data(draw: st.DrawFn, length: int) -> Any:
         >>> find(data(2), lambda batches: isinstance(batches, DataLoader)).batch_size
         2
     """
-    values = [float(draw(st.integers(-3, 3))) for _ in range(length)]
-    kind = draw(st.sampled_from(("list", "tuple", "tensor", "array", "loader", "dicts", "per epoch", "seekable")))
-    if kind == "loader" and length:
-        return DataLoader(TensorDataset(torch.arange(2.0 * length)), batch_size=2, shuffle=True)
-    if kind == "array":
-        import numpy
+    values = [float(index * index - 2) for index in range(length)]
+    rows = torch.tensor([[value, 1.0] for value in values]).reshape(length, 2)
+    kinds: list[Callable[[], Any]] = [
+        lambda: PerEpoch(length),
+        lambda: [{"x": row.clone(), "n": 2} for row in rows],
+        lambda: rows.clone(),
+        lambda: Seekable(length),
+        lambda: tuple(values),
+        lambda: list(values),
+    ]
+    if "numpy" in sys.modules:
+        kinds.insert(0, lambda: rows.numpy().copy())
+    if length:
+        pairs = TensorDataset(torch.arange(2.0 * length))
+        kinds.insert(0, lambda: DataLoader(pairs, batch_size=2, shuffle=True))
+    return st.sampled_from(kinds).map(lambda make: make())
 
-        return numpy.array([[value, 1.0] for value in values]).reshape(length, 2)
-    if kind == "tensor":
-        return torch.tensor([[value, 1.0] for value in values]).reshape(length, 2)
-    if kind == "dicts":
-        return [{"x": torch.tensor([value, 2.0]), "n": 2} for value in values]
-    if kind == "per epoch":
-        return PerEpoch(length)
-    return Seekable(length) if kind == "seekable" else tuple(values) if kind == "tuple" else values
 
-
+@functools.cache
 def metric_sets() -> st.SearchStrategy[dict[str, Metric]]:
     """Metrics of what units out of pieces return, by name.
 
@@ -166,9 +188,7 @@ def metric_sets() -> st.SearchStrategy[dict[str, Metric]]:
     )
 
 
-GENERATORS: tuple[Generator, ...] = rng.ALL
-
-
+@functools.cache
 def pieces() -> st.SearchStrategy[Piece]:
     """What a training step can do.
 
@@ -183,34 +203,34 @@ def pieces() -> st.SearchStrategy[Piece]:
     )
 
 
-@st.composite
-def hooks(draw: st.DrawFn, phase: Phase, slot: str, stops: bool = True) -> dict[str, Hook]:
+@functools.cache
+def hooks(phase: Phase, slot: str) -> st.SearchStrategy[dict[str, Hook]]:
     """Hooks of one phase at some of its points, by field name. Those of training that bracket a call are idempotent.
 
     Args:
         phase: whose hooks.
         slot: the slot of memory they use.
-        stops: whether they may request one.
 
     Example:
         >>> from hypothesis import find
         >>> find(hooks("train", "unit"), lambda found: "on_train_start" in found)
         {'on_train_start': Set(slot='unit')}
     """
-    found: dict[str, Hook] = {}
-    for point in draw(st.lists(st.sampled_from(POINTS), max_size=3, unique=True)):
-        if phase == "train" and point in ("start", "end"):
-            choice: list[Any] = [Set(slot)] if point == "start" else [Set(slot), Clamp()]
-        else:
-            stop = StopAt(phase, draw(st.sampled_from(("epochs", "steps"))), draw(st.integers(0, 4)))
-            choice = [Add(slot), Set(slot), Follow(slot), *(Draw(slot, generator) for generator in GENERATORS)]
-            choice += [Decay(0.5)] * (phase == "train") + [stop] * stops
-        found[f"on_{phase}_{point}"] = draw(st.sampled_from(choice))
-    return found
+    anywhere: list[Hook] = [Add(slot), Set(slot), Follow(slot), *(Draw(slot, generator) for generator in GENERATORS)]
+    anywhere += [Decay(0.5)] * (phase == "train")
+    anywhere += [StopAt(phase, counter, at) for counter in ("epochs", "steps") for at in range(5)]
+    few: dict[str, list[Hook]] = {"on_train_start": [Set(slot)], "on_train_end": [Set(slot), Clamp()]}
+    # All points are as likely, however many hooks there are for each.
+    placed = [
+        (name, hook)
+        for name in (f"on_{phase}_{point}" for point in reversed(POINTS))
+        for hook in itertools.islice(itertools.cycle(few.get(name, anywhere)), len(anywhere))
+    ]
+    return st.lists(st.sampled_from(placed), max_size=3, unique_by=lambda pair: pair[0]).map(dict)
 
 
-@st.composite
-def train_units(draw: st.DrawFn) -> TrainUnit:
+@functools.cache
+def train_units() -> st.SearchStrategy[TrainUnit]:
     """Training units out of pieces.
 
     Example:
@@ -218,18 +238,16 @@ def train_units(draw: st.DrawFn) -> TrainUnit:
         >>> find(train_units(), lambda unit: True).train_step
         Steps(pieces=())
     """
-    step = Steps(tuple(draw(st.lists(pieces(), max_size=3))))
-    return TrainUnit(
-        train_step=step,
-        metrics=draw(metric_sets()),
-        memory={SLOT: blank},
-        draws=GENERATORS,
-        **draw(hooks("train", SLOT)),
-    )
+
+    def unit(pieces: list[Piece], metrics: dict[str, Metric], hooks: dict[str, Any]) -> TrainUnit:
+        step = Steps(tuple(pieces))
+        return TrainUnit(train_step=step, metrics=metrics, memory={SLOT: blank}, draws=GENERATORS, **hooks)
+
+    return st.builds(unit, st.lists(pieces(), max_size=3), metric_sets(), hooks("train", SLOT))
 
 
-@st.composite
-def eval_units(draw: st.DrawFn, *, stops: bool = True) -> EvalUnit:
+@functools.cache
+def eval_units() -> st.SearchStrategy[EvalUnit]:
     """Evaluation units out of pieces.
 
     Example:
@@ -237,13 +255,15 @@ def eval_units(draw: st.DrawFn, *, stops: bool = True) -> EvalUnit:
         >>> find(eval_units(), lambda unit: True).eval_step
         Reads(draws=None)
     """
-    step = Reads(draw(st.sampled_from((None, *GENERATORS))))
-    found = draw(hooks("eval", SLOT, stops))
-    return EvalUnit(eval_step=step, metrics=draw(metric_sets()), memory={SLOT: blank}, draws=GENERATORS, **found)
+
+    def unit(step: Reads, metrics: dict[str, Metric], hooks: dict[str, Any]) -> EvalUnit:
+        return EvalUnit(eval_step=step, metrics=metrics, memory={SLOT: blank}, draws=GENERATORS, **hooks)
+
+    return st.builds(unit, READS, metric_sets(), hooks("eval", SLOT))
 
 
-@st.composite
-def predict_units(draw: st.DrawFn) -> PredictUnit:
+@functools.cache
+def predict_units() -> st.SearchStrategy[PredictUnit]:
     """Prediction units out of pieces.
 
     Example:
@@ -251,29 +271,29 @@ def predict_units(draw: st.DrawFn) -> PredictUnit:
         >>> find(predict_units(), lambda unit: True).predict_step
         Reads(draws=None)
     """
-    step = Reads(draw(st.sampled_from((None, *GENERATORS))))
-    found = draw(hooks("predict", SLOT))
-    return PredictUnit(predict_step=step, metrics=draw(metric_sets()), memory={SLOT: blank}, draws=GENERATORS, **found)
+
+    def unit(step: Reads, metrics: dict[str, Metric], hooks: dict[str, Any]) -> PredictUnit:
+        return PredictUnit(predict_step=step, metrics=metrics, memory={SLOT: blank}, draws=GENERATORS, **hooks)
+
+    return st.builds(unit, READS, metric_sets(), hooks("predict", SLOT))
 
 
-@st.composite
-def callback_lists(draw: st.DrawFn, phases: Sequence[Phase]) -> tuple[Callback, ...]:
+@functools.cache
+def callback_lists(*phases: Phase) -> st.SearchStrategy[tuple[Callback, ...]]:
     """Up to two callbacks with hooks of these phases, and memory.
 
     Example:
         >>> from hypothesis import find
-        >>> [callback.name for callback in find(callback_lists(["eval"]), lambda found: len(found) == 2)]
+        >>> [callback.name for callback in find(callback_lists("eval"), lambda found: len(found) == 2)]
         ['a', 'b']
     """
-    names = "ab"[: draw(st.integers(0, 2))]
-    return tuple(
-        Callback(name=name, memory=blank, draws=GENERATORS, **_merged(draw(hooks(phase, name)) for phase in phases))
-        for name in names
-    )
 
+    def callback(name: str, *found: dict[str, Any]) -> Callback:
+        merged = {point: hook for part in found for point, hook in part.items()}
+        return Callback(name=name, memory=blank, draws=GENERATORS, **merged)
 
-def _merged(found: Any) -> Any:
-    return {name: hook for part in found for name, hook in part.items()}
+    a, b = (st.builds(callback, st.just(name), *(hooks(phase, name) for phase in phases)) for name in "ab")
+    return st.tuples(a, b) | st.tuples(a) | st.just(())
 
 
 @st.composite
@@ -281,15 +301,14 @@ def train_cases(draw: st.DrawFn) -> Case:
     """Runs of `train`.
 
     Example:
-        >>> from hypothesis import find
-        >>> find(train_cases(), lambda case: True).options
-        {'max_epochs': 0}
+        >>> from hypothesis import Phase, find, settings
+        >>> find(train_cases(), lambda case: True, settings=settings(phases=[Phase.generate])).unit.phase
+        'train'
     """
-    length = draw(st.integers(0, 3))
-    state = draw(states(open_steps=NO_STEPS | st.integers(0, length)))
-    options = draw(_limits(state, length, "max_steps_per_epoch"))
-    callbacks = draw(callback_lists(["train"]))
-    return Case.of(draw(train_units()), state, draw(data(length)), None, callbacks, options)
+    length = draw(LENGTHS)
+    state = draw(states(train=draw(open_at(length))))
+    options = _from(state, draw(limits(length, "max_steps_per_epoch")))
+    return Case.of(draw(train_units()), state, draw(data(length)), None, draw(callback_lists("train")), options)
 
 
 @st.composite
@@ -297,37 +316,16 @@ def fit_cases(draw: st.DrawFn) -> Case:
     """Runs of `fit`, with evaluations after steps, epochs or both.
 
     Example:
-        >>> from hypothesis import find
-        >>> find(fit_cases(), lambda case: True).options
-        {'max_epochs': 0}
+        >>> from hypothesis import Phase, find, settings
+        >>> find(fit_cases(), lambda case: True, settings=settings(phases=[Phase.generate])).unit.eval_unit.phase
+        'eval'
     """
-    length = draw(st.integers(0, 3))
-    state = draw(states(open_steps=NO_STEPS | st.integers(0, length)))
-    options = draw(_limits(state, length, "max_train_steps_per_epoch"))
-    cadences = {
-        "evaluate_every_n_epochs": st.sampled_from((1, 2, 0)),
-        "evaluate_every_n_steps": st.sampled_from((1, 2, 3, 0)),
-        "max_eval_steps_per_epoch": st.integers(0, 2),
-    }
-    options |= draw(st.fixed_dictionaries({}, optional=cadences))
+    length, eval_length = draw(LENGTHS), draw(LENGTHS)
+    state = draw(states(train=draw(open_at(length)), other=draw(open_at(eval_length))))
+    options = _from(state, draw(limits(length, "max_train_steps_per_epoch"))) | draw(CADENCES)
     unit = FitUnit(train_unit=draw(train_units()), eval_unit=draw(eval_units()))
-    callbacks = draw(callback_lists(["train", "eval"]))
-    eval_data = draw(data(draw(st.integers(0, 2))))
-    return Case.of(unit, state, draw(data(length)), eval_data, callbacks, options)
-
-
-@st.composite
-def _limits(draw: st.DrawFn, state: State, length: int, per_epoch: str) -> dict[str, int]:
-    """Limits that end the run."""
-    progress, limits = state.progress.train, dict[str, int]()
-    if draw(st.booleans()) and draw(st.booleans()):
-        limits[per_epoch] = draw(st.integers(0, 3))
-    steps = draw(st.booleans())
-    if steps:
-        limits["max_steps"] = progress.steps + draw(st.integers(0, 5))
-    if not steps or draw(st.booleans()) or length == 0 or limits.get(per_epoch) == 0:
-        limits["max_epochs"] = progress.epochs + draw(st.integers(0, 2))
-    return limits
+    callbacks = draw(callback_lists("train", "eval"))
+    return Case.of(unit, state, draw(data(length)), draw(data(eval_length)), callbacks, options)
 
 
 @st.composite
@@ -335,22 +333,73 @@ def pass_cases(draw: st.DrawFn) -> Case:
     """Runs of `evaluate` and `predict`.
 
     Example:
-        >>> from hypothesis import find
-        >>> find(pass_cases(), lambda case: True).options
-        {}
+        >>> from hypothesis import Phase, find, settings
+        >>> found = find(pass_cases(), lambda case: True, settings=settings(phases=[Phase.generate]))
+        >>> found.unit.phase in ("eval", "predict")
+        True
     """
-    unit = draw(eval_units() | predict_units())
-    options = draw(st.fixed_dictionaries({}, optional={"max_steps_per_epoch": st.integers(0, 3)}))
-    feed = draw(data(draw(st.integers(0, 3))))
-    return Case.of(unit, draw(states()), feed, None, draw(callback_lists([unit.phase])), options)
+    unit, length = draw(PASSES), draw(LENGTHS)
+    state = draw(states(other=draw(open_at(length))))
+    return Case.of(unit, state, draw(data(length)), None, draw(callback_lists(unit.phase)), draw(PASS_LIMITS))
 
 
 def cases() -> st.SearchStrategy[Case]:
     """Runs of every entry point.
 
     Example:
-        >>> from hypothesis import find
-        >>> find(cases(), lambda case: isinstance(case.unit, FitUnit)).options
-        {'max_epochs': 0}
+        >>> cases()
+        one_of(train_cases(), fit_cases(), pass_cases())
     """
     return train_cases() | fit_cases() | pass_cases()
+
+
+@functools.cache
+def open_at(length: int) -> st.SearchStrategy[int]:
+    """How many steps of an open epoch a state has behind it; mostly none, at most as many as the epoch has batches.
+
+    Example:
+        >>> from hypothesis import find
+        >>> find(open_at(3), lambda steps: steps > 0)
+        1
+    """
+    return st.sampled_from((0, 0, 0, *range(1, length + 1)))
+
+
+@functools.cache
+def limits(length: int, per_epoch: str) -> st.SearchStrategy[dict[str, int]]:
+    """Limits that end a run, counted from where it begins.
+
+    Args:
+        length: batches in an epoch; without any, a limit of epochs is needed.
+        per_epoch: what the limit of steps in an epoch is called.
+
+    Example:
+        >>> from hypothesis import find
+        >>> find(limits(0, "max_steps_per_epoch"), lambda found: "max_steps" in found)
+        {'max_epochs': 2, 'max_steps': 4}
+    """
+    epochs, steps = {"max_epochs": st.sampled_from((2, 1, 3, 0))}, {"max_steps": st.sampled_from((4, 5, 3, 6, 2, 1, 0))}
+    by_epochs, both = (
+        st.fixed_dictionaries(named, optional={per_epoch: st.sampled_from((2, 1, 3, 0))})
+        for named in (epochs, epochs | steps)
+    )
+    by_steps = st.fixed_dictionaries(steps, optional={per_epoch: st.sampled_from((2, 1, 3))})
+    return by_steps | both | by_epochs if length else by_epochs | both
+
+
+def _from(state: State, limits: dict[str, int]) -> dict[str, int]:
+    """Limits as lifetime totals."""
+    done = {"max_epochs": state.progress.train.epochs, "max_steps": state.progress.train.steps}
+    return {name: count + done.get(name, 0) for name, count in limits.items()}
+
+
+LENGTHS = st.sampled_from((2, 3, 1, 2, 3, 0))
+CADENCES = st.fixed_dictionaries(
+    {
+        "evaluate_every_n_steps": st.sampled_from((2, None, 1, 3, 0)),
+        "evaluate_every_n_epochs": st.sampled_from((1, None, 2, 0)),
+        "max_eval_steps_per_epoch": st.sampled_from((None, 1, 2, 0)),
+    }
+)
+PASS_LIMITS = st.fixed_dictionaries({}, optional={"max_steps_per_epoch": st.sampled_from((2, 1, 3, 0))})
+PASSES: st.SearchStrategy[EvalUnit | PredictUnit] = eval_units() | predict_units()

@@ -1,0 +1,58 @@
+"""Data is a function of the key, the epoch and the position: what is left of an epoch is the end of the whole."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tnt_func import rng
+from tnt_func.data.cursors import batches
+from tnt_func.progress import Progress, RunProgress
+from tnt_func.rng import Key
+from tnt_func.state import State
+from tnt_func.testing.generators import moved, standing, stands
+from tnt_func.testing.snapshot import freeze
+from tnt_func.testing.strategies import data
+
+keys = st.integers(0, 2**64 - 1).map(rng.key)
+lengths = st.integers(0, 3)
+fed = lengths.flatmap(lambda length: st.tuples(st.just(length), data(length)))
+
+
+def at(key: Key, epoch: int, position: int) -> State:
+    return State(params={}, key=key, progress=RunProgress(Progress(epoch, 7, position)))
+
+
+@given(fed, keys, st.integers(0, 3), st.data())
+def test_what_is_left_is_the_end_of_the_whole(found: tuple[int, Any], key: Key, epoch: int, chosen: Any):
+    length, feed = found
+    position = chosen.draw(st.integers(0, length))
+    whole = [freeze(batch) for batch in batches(feed, at(key, epoch, 0))]
+    assert len(whole) == length
+    assert [freeze(batch) for batch in batches(feed, at(key, epoch, position))] == whole[position:]
+
+
+@given(fed, keys, st.integers(0, 3))
+def test_an_epoch_depends_on_no_generator_and_moves_none(found: tuple[int, Any], key: Key, epoch: int):
+    _, feed = found
+    with standing({"torch": 1, "numpy": 2, "random": 3}):
+        first = [freeze(batch) for batch in batches(feed, at(key, epoch, 0))]
+    with standing({"torch": 4, "numpy": 5, "random": 6}):
+        before = stands()
+        second = []
+        for batch in batches(feed, at(key, epoch, 0)):
+            second.append(freeze(batch))
+            assert moved(before) == []
+    assert first == second
+
+
+@given(fed, keys, st.integers(0, 3), st.integers(0, 3))
+def test_reading_another_epoch_in_between_changes_nothing(found: tuple[int, Any], key: Key, epoch: int, other: int):
+    _, feed = found
+    whole = [freeze(batch) for batch in batches(feed, at(key, epoch, 0))]
+    reading = batches(feed, at(key, epoch, 0))
+    again = []
+    for batch in reading:
+        again.append(freeze(batch))
+        list(batches(feed, at(key, other, 0)))
+    assert again == whole
