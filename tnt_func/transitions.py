@@ -220,12 +220,11 @@ class Transitions:
         return after.replace(progress=moved, output=output, metrics=self._merged(after, output))
 
     def _merged(self, state: State, output: Output) -> dict[str, Any]:
-        have = state.metrics.get(self.phase, {})
+        merged = dict(state.metrics.get(self.phase, {}))
         with torch.no_grad():
-            merged = {
-                name: have.get(name, metric.empty()).merge(call(f"the metric {name!r}", metric.of, output))
-                for name, metric in self._metrics.items()
-            }
+            for name, metric in self._metrics.items():
+                accumulator = call(f"the metric {name!r}", metric.of, output)
+                merged[name] = merged[name].merge(accumulator) if name in merged else accumulator
         return {**state.metrics, self.phase: merged}
 
     def _drawing(self, key: rng.Key, name: str, count: int, function: Callable[..., Any], *args: Any) -> Any:
