@@ -44,13 +44,21 @@ def value_and_grad(objective: Callable[[PyTree], tuple[Tensor, A]], params: PyTr
     References:
         torch.autograd.grad, torch.func.grad_and_value.
     """
-    leaves, structure = trees.flatten(params)
     if torch.compiler.is_compiling() or _transformed():
         return _functional(objective, params)
-    kept = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
-    inputs = [leaf if kept and leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves]
+    inputs: list[Tensor] = []
+    kept = False
+
+    def as_input(leaf: Tensor) -> Tensor:
+        nonlocal kept
+        carries = leaf.requires_grad and torch.is_grad_enabled()
+        kept = kept or carries
+        inputs.append(leaf if carries else leaf.detach().requires_grad_())
+        return inputs[-1]
+
+    differentiated = trees.map(as_input, params)
     with torch.enable_grad():
-        value, aux = objective(trees.unflatten(inputs, structure))
+        value, aux = objective(differentiated)
     if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:  # pyright: ignore
         given = trees.describe(value)
         if isinstance(value, Tensor) and value.dim() == 0:  # pyright: ignore
@@ -59,10 +67,10 @@ def value_and_grad(objective: Callable[[PyTree], tuple[Tensor, A]], params: PyTr
             f"the objective returned {given}; it is differentiated, so it returns a 0-d tensor computed from the "
             "parameters. Write loss.mean(), and compute the loss from the params that it is given."
         )
-    grads = torch.autograd.grad(value, inputs, create_graph=kept, allow_unused=True)
+    grads = iter(torch.autograd.grad(value, inputs, create_graph=kept, allow_unused=True))
     if not kept:
         value, aux = value.detach(), trees.map(_detached, aux)
-    return value, aux, trees.unflatten(grads, structure)
+    return value, aux, trees.map(lambda _: next(grads), params)
 
 
 def _functional(objective: Callable[[PyTree], tuple[Tensor, A]], params: PyTree) -> tuple[Tensor, A, PyTree]:

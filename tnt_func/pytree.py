@@ -124,6 +124,8 @@ def map(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
         >>> map(lambda a, b: a + b, (1, [2]), (10, [20]))
         (11, [22])
     """
+    if not rest and not torch.compiler.is_compiling():
+        return _mapped(function, tree)
     # Dynamo traces tree_map itself eight times as fast as its parts, so structures are not compared beforehand.
     try:
         return _pytree.tree_map(function, tree, *rest)
@@ -134,6 +136,18 @@ def map(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
                 "keys; pytree.diff(a, b) lists where two differ."
             ) from error
         raise
+
+
+def _mapped(function: Callable[[Any], Any], tree: PyTree) -> PyTree:
+    """`tree_map` of one tree, at a tenth of its price where containers and leaves are plain: every step maps a few."""
+    kind: Any = type(tree)
+    if kind is torch.Tensor or kind in LEAVES:
+        return function(tree)
+    if kind is dict:
+        return {key: _mapped(function, child) for key, child in tree.items()}
+    if kind is tuple or kind is list:
+        return kind([_mapped(function, child) for child in tree])
+    return _pytree.tree_map(function, tree)
 
 
 def _mismatch(structure: Structure, others: Iterable[PyTree]) -> str | None:
