@@ -15,6 +15,7 @@ from tnt_func.optim import from_torch, get, set_hyperparameters
 
 module = importlib.import_module("tnt_func.optim.from_torch")  # Its name in the package is the function.
 Params = dict[str, Any]
+DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 SHAPES = [(), (0, 3), (7,), (4, 3), (2, 3, 4), (40, 50)]
 
 CLASSES = {
@@ -44,6 +45,9 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "SparseAdam": [{}, {"maximize": True}],
 }
+if torch.cuda.is_available():
+    for name in ("Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop"):
+        OPTIONS[name].append({"capturable": True})
 CASES = [(name, options) for name, several in OPTIONS.items() for options in several]
 
 
@@ -51,14 +55,14 @@ def test_every_class_of_torch_is_here():
     assert OPTIONS.keys() == CLASSES.keys() - {"LBFGS"}
 
 
-def some_params(name: str, options: dict[str, Any] | None = None) -> Params:
+def some_params(name: str, options: dict[str, Any] | None = None, device: str = "cpu") -> Params:
     """Of every shape and dtype."""
     draw = torch.Generator().manual_seed(0)
     shapes = [(4, 3), (3, 5), (40, 50), (1, 1)] if name == "Muon" else SHAPES
     if name == "Adafactor":  # It divides by the number of elements.
         shapes = [shape for shape in shapes if 0 not in shape]
     return {
-        f"{str(dtype).removeprefix('torch.')} {list(shape)}": torch.randn(shape, generator=draw).to(dtype)
+        f"{str(dtype).removeprefix('torch.')} {list(shape)}": torch.randn(shape, generator=draw).to(device, dtype)
         for dtype, some in ((torch.float32, shapes), (torch.float64, shapes[::2]), (torch.bfloat16, shapes[::-2]))
         # Torch's fused SGD does not give itself the same bits twice in bfloat16, on the CPU.
         if not (name == "SGD" and options and options.get("fused") and dtype is torch.bfloat16)
@@ -70,7 +74,7 @@ def some_grads(name: str, params: Params, step: int, options: dict[str, Any]) ->
     """Some missing, another every time; fused SGD wants all or none of them at first."""
     draw, grads = torch.Generator().manual_seed(step), {}
     for n, (key, p) in enumerate(params.items()):
-        g = torch.randn(p.shape, generator=draw).to(p.dtype)
+        g = torch.randn(p.shape, generator=draw).to(p)
         missing = (n + step) % 4 == 0 and not (name == "SGD" and options.get("fused"))
         grads[key] = None if missing else g.to_sparse() if name == "SparseAdam" else g
     return grads
@@ -118,8 +122,9 @@ def check_bits(
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{name} {options}" for name, options in CASES])
-def test_fifty_steps_give_the_same_bits(name: str, options: dict[str, Any]):
-    state = check_bits(CLASSES[name], name, some_params(name, options), options, [], steps=50)
+@pytest.mark.parametrize("device", DEVICES)
+def test_fifty_steps_give_the_same_bits(name: str, options: dict[str, Any], device: str):
+    state = check_bits(CLASSES[name], name, some_params(name, options, device), options, [], steps=50)
     assert state.step == 50
 
 

@@ -107,8 +107,8 @@ def test_torch_gives_the_same_numbers(name: str, dtype: torch.dtype, tolerance: 
     it = CASES[name]
     params = it.params(dtype) | ({} if it.make is optim.muon else {"none": torch.zeros(0, 3, dtype=dtype)})
     theirs = {key: torch.nn.Parameter(p.clone()) for key, p in params.items()}
-    assert it.torch_class
-    imperative: Any = it.torch_class(theirs.values(), lr=it.lr, **it.options)
+    torch_class: Any = it.torch_class
+    imperative = torch_class(theirs.values(), lr=it.lr, **it.options)
     optimizer = it.make(it.lr, **it.options)
     opt_state = optimizer.init(params)
     for grads in gradients(params, 200):
@@ -259,16 +259,18 @@ class Plain(torch.Tensor):
 
 
 @every_case
+@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex64])
-def test_the_kernels_follow_the_rules(name: str, dtype: torch.dtype):
+def test_the_kernels_follow_the_rules(name: str, dtype: torch.dtype, device: str):
     it = CASES[name]
     if it.make is optim.muon and dtype.is_complex:
         return
-    params = {key: torch.stack([p, -p]).to(dtype) if p.dim() == 1 else p.to(dtype) for key, p in it.params().items()}
-    grads = gradients(params, 5)
+    params = {key: p.to(device, dtype) for key, p in it.params().items()}
+    grads = [{key: None if g is None else g.to(device) for key, g in grad.items()} for grad in gradients(params, 5)]
     by_kernel = run(it.make(it.lr, **it.options), params, grads)
     ruled = {key: p.as_subclass(Plain) for key, p in params.items()}
     by_rule = trees.map(lambda x: x.as_subclass(Tensor), run(it.make(it.lr, **it.options), ruled, grads))
+    assert not any(type(p) is Plain for p in by_kernel[0].values())
     assert_trees_close(by_kernel, by_rule, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-6)
 
 

@@ -1,6 +1,7 @@
 """Transforms of gradients: torch's bits where torch has them, the formula otherwise, eager and traced."""
 
 import math
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -36,10 +37,14 @@ def apply(transform: GradientTransform, grads: Params, params: Params, updates: 
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("most", [1e-3, 1.0, 1e3, 0.0])
+@pytest.mark.parametrize("most", [1e-6, 1.0, 1e3, 0.0])
 @pytest.mark.parametrize("dtypes", [DTYPES, [torch.float32], [torch.bfloat16], [torch.float64]], ids=str)
 def test_clipping_gives_the_bits_of_torch(dtypes: list[torch.dtype], most: float, device: str):
-    grads = some(0, *dtypes, device=device)
+    for scale in (1.0, 1e-6):
+        check_clipping(some(0, *dtypes, device=device, scale=scale), most)
+
+
+def check_clipping(grads: Params, most: float):
     theirs = {key: torch.nn.Parameter(torch.zeros_like(g)) for key, g in grads.items()}
     for clip, ours in (
         (torch.nn.utils.clip_grad_norm_, optim.clip_by_global_norm(most)),
@@ -101,6 +106,17 @@ def test_noise_is_a_function_of_key_update_path_and_place():
         assert abs(float(torch.corrcoef(torch.stack([noise.reshape(-1), other.reshape(-1)]))[0, 1])) < 0.03, n
     assert noise.unique().numel() == noise.numel()
     assert noise_of(2**64 - 1).isfinite().all()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile makes C++, and there is no g++")
+def test_noise_is_the_same_where_it_is_compiled_to_machine_code():
+    zeros = {"w": torch.zeros(3), "b": torch.zeros((), dtype=torch.float64)}
+    transform = optim.add_noise(rng.key(2**64 - 1), eta=1.0)
+    update, eager, compiled = torch.compile(transform.update, fullgraph=True), *[transform.init(zeros)] * 2
+    for _ in range(2):
+        ours, compiled = update(zeros, compiled, zeros)
+        expected, eager = transform.update(zeros, eager, zeros)
+        assert_trees_close(ours, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_complex_gradients_get_noise_in_both_parts():

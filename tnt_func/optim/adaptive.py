@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tnt_func.optim.base import Optimizer
-from tnt_func.optim.layout import laid_out
+from tnt_func.optim.layout import cloned, laid_out
 from tnt_func.optim.leafwise import (
     Numbers,
     Rule,
@@ -139,9 +139,9 @@ def _adam(
 
     def leaves(n: Numbers, p: Any, g: Any, *slots: Any) -> tuple[Any, ...]:
         # The kernel writes, and reads every tensor in the order of the parameter's memory.
-        p = kernels._foreach_clone(p)
-        g, m, v, *top = (laid_out(column, p) for column in (g, *slots))
-        m, v, *top = map(kernels._foreach_clone, (m, v, *top))
+        p = cloned(p)
+        g, *old = (laid_out(column, p) for column in (g, *slots))
+        m, v, *top = map(cloned, old)
         t = torch.full((), n["t"], dtype=torch.float32, device=p[0].device)
         update = kernels._fused_adamw_ if decoupled else kernels._fused_adam_
         update(

@@ -29,8 +29,7 @@ from tnt_func import pytree as trees
 from tnt_func.errors import ContractError, UsageError
 from tnt_func.optim.base import Optimizer, Predicate
 from tnt_func.optim.imperative import copies_of, first_step, frozen, like_given, numbers_of, step, thawed
-from tnt_func.optim.layout import ByPath, check_grads, is_traced, laid_out, layout, paths
-from tnt_func.optim.leafwise import kernels
+from tnt_func.optim.layout import ByPath, check_grads, cloned, is_traced, laid_out, layout, paths
 from tnt_func.optim.state import OptState, Settings, as_leaf
 from tnt_func.types import PyTree, typed
 
@@ -231,13 +230,10 @@ class _Adapter:
             if not places:
                 continue
             with torch.no_grad():
-                p = [*kernels._foreach_clone([leaves[place] for place in places])]
+                p = cloned([leaves[place] for place in places])
                 g = [grads[place] for place in places]
                 g = g if any(x.is_sparse for x in g) else laid_out(g, p)
-                mine = {
-                    name: [*kernels._foreach_clone([column[place] for place in places])]
-                    for name, column in columns[n].items()
-                }
+                mine = {name: cloned([column[place] for place in places]) for name, column in columns[n].items()}
                 begun = self.kernel({**self.templates[n], **now}, p, g, mine, [started[n][place] for place in places])
             for row, place in enumerate(places):
                 leaves[place], started[n][place] = p[row], begun[row]

@@ -114,6 +114,18 @@ def check_grads(here: Layout, grads: list[Any], *, sparse: bool = False) -> None
         )
 
 
+def cloned(tensors: list[Tensor]) -> list[Tensor]:
+    """Copies of tensors.
+
+    Example:
+        >>> cloned([torch.ones(1)])
+        [tensor([1.])]
+    """
+    # One call for the whole list, which torch has from 2.12 on.
+    clone: Any = getattr(torch, "_foreach_clone", None)
+    return [tensor.clone() for tensor in tensors] if clone is None else [*clone(tensors)]
+
+
 def laid_out(tensors: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
     """Each tensor with the strides of another; itself if it has them.
 

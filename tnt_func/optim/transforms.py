@@ -237,7 +237,8 @@ def _normal(seed: Tensor, like: Tensor) -> Tensor:
     """Standard normal numbers in the shape of a tensor, from pairs of 53 random bits; real and complex alike."""
     shape = (*like.shape, 2) if like.is_complex() else like.shape
     count = math.prod(shape)
-    words = _mixed(seed + torch.arange(1, 2 * count + 1, device=like.device) * _STEP)
+    # The product of the arange alone, inductor would take for an index, which may not overflow.
+    words = _mixed((seed + torch.arange(2 * count, device=like.device)) * _STEP)
     uniform = ((((words >> 11) & ((1 << 53) - 1)) + 1).to(dtype_on(like.device)) * 2.0**-53).reshape(2, *shape)
     normal = (-2 * uniform[0].log()).sqrt() * (2 * math.pi * uniform[1]).cos()
     return torch.view_as_complex(normal * 0.5**0.5) if like.is_complex() else normal
