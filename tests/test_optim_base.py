@@ -170,6 +170,17 @@ def test_accumulation_is_the_same_traced():
         torch.func.vmap(optimizer.flush)(state, p)
 
 
+def test_gradients_that_would_broadcast_are_refused():
+    optimizer = optim.accumulate(optim.sgd(1.0), every=2)
+    with pytest.raises(StructureError, match=r"grads\['bias'\] is float64\[1\] and its parameter float64\[3\]"):
+        optimizer.update(grads(0) | {"bias": torch.ones(1).double()}, optimizer.init(params()), params())
+
+
+def test_a_group_changes_what_there_is():
+    with pytest.raises(UsageError, match=r"'momentum' was given; the state's hyper-parameters are"):
+        optim.grouped(optim.sgd(0.1), [(is_bias, {"momentum": 0.5})]).init(params())
+
+
 def test_a_window_has_a_gradient():
     with pytest.raises(UsageError, match="every=0; a window has at least one"):
         optim.accumulate(optim.sgd(1.0), every=0)

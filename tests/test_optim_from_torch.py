@@ -201,6 +201,14 @@ class Late(Counting):
                     self.state[p]["new"] = 1.0
 
 
+class Growing(Counting):
+    def step(self, closure: Any = None) -> Any:
+        super().step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["seen"] = [*self.state[p].get("seen", []), p.clone()]
+
+
 class Closing(Counting):
     def step(self, closure: Any = None) -> Any:
         closure()
@@ -226,10 +234,11 @@ def test_a_class_of_another_package_gives_its_bits():
         (torch.optim.LBFGS, {}, UsageError, "evaluates the loss as often as it likes"),
         (Hiding, {}, ContractError, r"Hiding.step changed self.calls; from_torch takes"),
         (Keyed, {}, ContractError, r"Keyed.step changed self.state\['calls'\]"),
-        (Renaming, {}, ContractError, r"param_groups\[...\]\['name'\] to 'other'"),
+        (Renaming, {}, ContractError, "a step put 'name': 'other' into param_groups"),
         (Closing, {}, UsageError, "neither on dense ones: TypeError: .* nor on sparse ones: TypeError"),
         (Odd, {}, UsageError, r"state of params\['w'\]\['function'\] is a builtin_function_or_method"),
-        (Late, {}, ContractError, "remembers .*'new'.* and at first"),
+        (Late, {}, ContractError, "remembers .*'new'.* in its first step"),
+        (Growing, {}, ContractError, r"'seen'\]\[1\].* of a parameter, in its first step"),
         (torch.optim.SGD, {"lr": torch.tensor(0.1)}, UsageError, "lr=0.1.* was given|hyper-parameters are numbers"),
         (torch.optim.SGD, {"differentiable": True}, UsageError, "nothing flows back"),
         (torch.optim.SGD, {"lr": -1.0}, ValueError, "Invalid learning rate: -1.0"),

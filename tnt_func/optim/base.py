@@ -25,13 +25,10 @@ from torch import Tensor
 
 from tnt_func import treemath
 from tnt_func.errors import UsageError
-from tnt_func.optim.layout import ByPath, is_traced, layout
+from tnt_func.optim.layout import Predicate, check_grads, first_claim, is_traced, layout
 from tnt_func.optim.state import set_hyperparameters
 from tnt_func.pytree import pytree
 from tnt_func.types import PyTree, typed
-
-Predicate: TypeAlias = Callable[[str], bool]
-"""Of the path of a leaf, as `pytree.paths` spells it: `lambda path: "bias" in path`."""
 
 
 def untouched(opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
@@ -186,6 +183,9 @@ def grouped(optimizer: Optimizer, groups: Sequence[tuple[Predicate, Optimizer | 
     Returns:
         An Optimizer. Its state is a tuple, one for each group, in order, that of `optimizer` last.
 
+    Raises:
+        UsageError: at `init`, `optimizer` has not a hyper-parameter that a group changes.
+
     Example:
         >>> from tnt_func.optim import hyperparameters, sgd
         >>> optimizer = grouped(sgd(0.5, weight_decay=1.0), [(lambda path: "bias" in path, {"weight_decay": 0.0})])
@@ -195,7 +195,7 @@ def grouped(optimizer: Optimizer, groups: Sequence[tuple[Predicate, Optimizer | 
     """
     optimizers = [own if isinstance(own, Optimizer) else optimizer for _, own in groups] + [optimizer]
     changes = [{} if isinstance(own, Optimizer) else own for _, own in groups] + [{}]
-    group_of = ByPath(lambda path: next((n for n, (claims, _) in enumerate(groups) if claims(path)), len(groups)))
+    group_of = first_claim([claims for claims, _ in groups])
 
     def init(params: PyTree) -> PyTree:
         here = layout(params)
@@ -303,6 +303,7 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
     def update(grads: PyTree, state: Accumulated, params: PyTree) -> tuple[PyTree, PyTree]:
         here = layout(params)
         new = here.take(grads, "grads")
+        check_grads(here, new, sparse=True)
         had = [grad is not None for grad in new]
         sums = zip(here.take(state.total, "opt_state.total"), new, strict=True)
         total = here.give([old if grad is None else old + grad for old, grad in sums])

@@ -27,15 +27,28 @@ from torch.optim.sgd import sgd
 
 from tnt_func import pytree as trees
 from tnt_func.errors import ContractError, UsageError
-from tnt_func.optim.base import Optimizer, Predicate
+from tnt_func.optim.base import Optimizer
 from tnt_func.optim.imperative import copies_of, first_step, frozen, like_given, numbers_of, step, thawed
-from tnt_func.optim.layout import ByPath, check_grads, cloned, is_traced, laid_out, layout, paths
+from tnt_func.optim.layout import (
+    ByPath,
+    Predicate,
+    check_grads,
+    cloned,
+    first_claim,
+    is_traced,
+    laid_out,
+    layout,
+    paths,
+)
 from tnt_func.optim.state import OptState, Settings, as_leaf
 from tnt_func.types import PyTree, typed
 
 SCHEDULED = ("lr", "weight_decay")
 Columns: TypeAlias = dict[str, list[Any]]
 """What is remembered of each parameter, by name; None where there is nothing."""
+
+Kernel: TypeAlias = Callable[[dict[str, Any], list[Tensor], list[Tensor], Columns, list[bool]], list[bool]]
+"""`(options, params, grads, memory, started) -> started`; writes into `params` and `memory`."""
 
 
 @typed
@@ -101,7 +114,7 @@ def from_torch(
     adapter = _Adapter(
         make,
         templates=made.param_groups,
-        group_of=ByPath(lambda path: next((n for n, (claims, _) in enumerate(groups) if claims(path)), len(groups))),
+        group_of=first_claim([claims for claims, _ in groups]),
         settings=[
             Settings(**{name: x for name, x in given.items() if name in SCHEDULED and callable(x)}) for given in every
         ],
@@ -126,7 +139,7 @@ class _Adapter:
     templates: list[dict[str, Any]]
     group_of: ByPath[int]
     settings: list[Settings]
-    kernel: Callable[[dict[str, Any], list[Tensor], list[Tensor], Columns, list[bool]], list[bool]] | None
+    kernel: Kernel | None
 
     def init(self, params: PyTree) -> PyTree:
         here = layout(params)
@@ -159,87 +172,91 @@ class _Adapter:
                 "native one: optim.adamw(...) for torch.optim.AdamW."
             )
         here = layout(params)
-        new = here.take(grads, "grads")
-        check_grads(here, new, sparse=self.kernel is not _adam)
         states: list[OptState] = [state] if isinstance(state, OptState) else [*state]
-        values = [settings.now(state, False) for settings, state in zip(self.settings, states, strict=True)]
-        columns = [{name: here.take(tree, name) for name, tree in s.slots.items() if name != "started"} for s in states]
-        started = [s.slots["started"].tolist() for s in states]
-        leaves, owners = [*here.leaves], self.group_of(here)
-        turn = self.by_step if self.kernel is None else self.by_kernel
-        changes = turn(leaves, new, owners, values, columns, started)
+        lists = _Lists(
+            leaves=[*here.leaves],
+            grads=here.take(grads, "grads"),
+            owners=self.group_of(here),
+            values=[settings.now(one, traced=False) for settings, one in zip(self.settings, states, strict=True)],
+            columns=[{k: here.take(tree, k) for k, tree in one.slots.items() if k != "started"} for one in states],
+            started=[one.slots["started"].tolist() for one in states],
+        )
+        check_grads(here, lists.grads, sparse=self.kernel is not _adam)
+        changes = self.by_step(lists) if self.kernel is None else self.by_kernel(lists, self.kernel)
         for n, settings in enumerate(self.settings):
-            slots = {name: here.give(column) for name, column in columns[n].items()}
-            after = settings.after(
-                states[n], values[n], {"started": torch.tensor(started[n], dtype=torch.bool), **slots}
-            )
+            slots = {name: here.give(column) for name, column in lists.columns[n].items()}
+            started = torch.tensor(lists.started[n], dtype=torch.bool)
+            after = settings.after(states[n], lists.values[n], {"started": started, **slots})
             states[n] = replace(after, hyperparameters={**after.hyperparameters, **changes[n]}) if changes[n] else after
-        return here.give(leaves), states[0] if len(states) == 1 else tuple(states)
+        return here.give(lists.leaves), states[0] if len(states) == 1 else tuple(states)
 
-    def by_step(
-        self,
-        leaves: list[Any],
-        grads: list[Any],
-        owners: list[int],
-        values: list[dict[str, Any]],
-        columns: list[Columns],
-        started: list[list[bool]],
-    ) -> list[dict[str, Any]]:
+    def by_step(self, lists: "_Lists") -> list[dict[str, Any]]:
         """Put new values into the lists, by a step of a fresh optimizer; the numbers that it changed in each group."""
-        copies = copies_of(leaves)
-        optimizer = self.make(copies, owners)
+        copies = copies_of(lists.leaves)
+        optimizer = self.make(copies, lists.owners)
         given = [
             {name: like_given(x, template[name]) for name, x in now.items()}
-            for template, now in zip(self.templates, values, strict=True)
+            for template, now in zip(self.templates, lists.values, strict=True)
         ]
         for group, now in zip(optimizer.param_groups, given, strict=True):
             group.update(now)
-        members = [(place, owners[place]) for place, grad in enumerate(grads) if grad is not None]
+        members = [(place, lists.owners[place]) for place, grad in enumerate(lists.grads) if grad is not None]
         for place, owner in members:
-            if started[owner][place]:
-                memory = {name: column[place] for name, column in columns[owner].items() if column[place] is not None}
-                optimizer.state[copies[place]] = thawed(memory)
-        step(optimizer, copies, grads)
+            if lists.started[owner][place]:
+                optimizer.state[copies[place]] = thawed(lists.memory(owner, place))
+        step(optimizer, copies, lists.grads)
         for place, owner in members:
-            leaves[place], memory = copies[place].detach(), optimizer.state.get(copies[place], {})
-            started[owner][place] = bool(memory)
-            known = {name for name, column in columns[owner].items() if column[place] is not None}
-            if memory and memory.keys() != known:
+            known, memory = lists.memory(owner, place), optimizer.state.get(copies[place], {})
+            now = {name: frozen(value, f"state[{name!r}]") for name, value in memory.items()}
+            if now and (now.keys() != known.keys() or any(_kind(now[name]) != _kind(known[name]) for name in now)):
                 raise ContractError(
-                    f"{type(optimizer).__name__}.step remembers {sorted(memory)} of a parameter, and at first "
-                    f"{sorted(known)}; a state keeps its structure. Make the optimizer with the options that need it."
+                    f"{type(optimizer).__name__}.step remembers {trees.paths(now)} of a parameter, in its first step "
+                    f"{trees.paths(known)}; a state keeps its structure. Set the options that need it from the start."
                 )
-            for name, value in memory.items():
-                columns[owner][name][place] = frozen(value, f"state[{name!r}]")
+            lists.put(owner, place, copies[place].detach(), now, started=bool(now))
         groups = zip(optimizer.param_groups, self.templates, given, strict=True)
         return [_changed(group, template, now) for group, template, now in groups]
 
-    def by_kernel(
-        self,
-        leaves: list[Any],
-        grads: list[Any],
-        owners: list[int],
-        values: list[dict[str, Any]],
-        columns: list[Columns],
-        started: list[list[bool]],
-    ) -> list[dict[str, Any]]:
+    def by_kernel(self, lists: "_Lists", kernel: Kernel) -> list[dict[str, Any]]:
         """The same by one call for each group."""
-        assert self.kernel is not None
-        for n, now in enumerate(values):
-            places = [place for place, grad in enumerate(grads) if grad is not None and owners[place] == n]
+        for n, now in enumerate(lists.values):
+            places = [place for place, grad in enumerate(lists.grads) if grad is not None and lists.owners[place] == n]
             if not places:
                 continue
             with torch.no_grad():
-                p = cloned([leaves[place] for place in places])
-                g = [grads[place] for place in places]
+                p = cloned([lists.leaves[place] for place in places])
+                g = [lists.grads[place] for place in places]
                 g = g if any(x.is_sparse for x in g) else laid_out(g, p)
-                mine = {name: cloned([column[place] for place in places]) for name, column in columns[n].items()}
-                begun = self.kernel({**self.templates[n], **now}, p, g, mine, [started[n][place] for place in places])
+                mine = {k: cloned([column[place] for place in places]) for k, column in lists.columns[n].items()}
+                began = kernel({**self.templates[n], **now}, p, g, mine, [lists.started[n][place] for place in places])
             for row, place in enumerate(places):
-                leaves[place], started[n][place] = p[row], begun[row]
-                for name, column in columns[n].items():
-                    column[place] = mine[name][row]
-        return [{} for _ in values]
+                lists.put(n, place, p[row], {name: column[row] for name, column in mine.items()}, started=began[row])
+        return [{} for _ in lists.values]
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """The trees of an update taken apart, in copies of its own: by parameter, or by group and then parameter."""
+
+    leaves: list[Any]
+    grads: list[Any]
+    owners: list[int]
+    values: list[dict[str, Any]]
+    columns: list[Columns]
+    started: list[list[bool]]
+
+    def memory(self, group: int, place: int) -> dict[str, Any]:
+        return {name: column[place] for name, column in self.columns[group].items() if column[place] is not None}
+
+    def put(self, group: int, place: int, leaf: Tensor, memory: Mapping[str, Any], *, started: bool) -> None:
+        self.leaves[place], self.started[group][place] = leaf, started
+        for name, value in memory.items():
+            self.columns[group][name][place] = value
+
+
+def _kind(value: Any) -> Any:
+    """What must stay of what is remembered under a name, besides a tensor's shape."""
+    return None if isinstance(value, Tensor) else trees.structure(value)
 
 
 def _changed(group: Mapping[str, Any], template: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,8 +267,8 @@ def _changed(group: Mapping[str, Any], template: Mapping[str, Any], given: Mappi
         name for name, x in new.items() if name not in template or (name not in numbers and x != template[name])
     ]:
         raise ContractError(
-            f"a step changed {', '.join(f'param_groups[...][{name!r}] to {new[name]!r}' for name in odd)}; from_torch "
-            "takes classes that change nothing there but numbers. Write the optimizer as init and update."
+            f"a step put {', '.join(f'{name!r}: {new[name]!r}' for name in odd)} into param_groups; from_torch takes "
+            "classes that change the numbers that were there at first. Write the optimizer as init and update."
         )
     return {name: as_leaf(x) for name, x in numbers.items() if x != given[name]}
 
@@ -309,4 +326,4 @@ def _sgd(o: dict[str, Any], p: list[Tensor], g: list[Tensor], memory: Columns, s
     return [True] * len(p)
 
 
-KERNELS: dict[Any, Any] = {torch.optim.Adam: _adam, torch.optim.AdamW: _adam, torch.optim.SGD: _sgd}
+KERNELS: dict[Any, Kernel] = {torch.optim.Adam: _adam, torch.optim.AdamW: _adam, torch.optim.SGD: _sgd}

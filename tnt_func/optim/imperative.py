@@ -55,7 +55,7 @@ def thawed(value: Any) -> Any:
         return value.value.item()
     if isinstance(value, dict):
         return {key: thawed(inner) for key, inner in value.items()}
-    return type(value)(map(thawed, value)) if value else None
+    return None if value == () else type(value)(map(thawed, value))
 
 
 def numbers_of(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ most parameters are, is taken apart by its keys at a twentieth of the price of a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from tnt_func.errors import StructureError
 from tnt_func.types import PyTree
 
 T = TypeVar("T")
+Predicate: TypeAlias = Callable[[str], bool]
+"""Of the path of a leaf, as `pytree.paths` spells it: `lambda path: "bias" in path`."""
+
 _level: Callable[[], int | None] = torch._C._functorch.maybe_current_level  # pyright: ignore
 
 
@@ -158,6 +161,16 @@ class ByPath(Generic[T]):
             results = [self._function(path) for path in paths(here)]
             self._last = here.structure, results
         return results
+
+
+def first_claim(predicates: Sequence[Predicate]) -> ByPath[int]:
+    """Which predicate is the first to hold for the path of each leaf; as many as there are, where none does.
+
+    Example:
+        >>> first_claim([lambda path: "b" in path])(layout({"a": torch.ones(1), "b": torch.ones(1)}))
+        [1, 0]
+    """
+    return ByPath(lambda path: next((n for n, claims in enumerate(predicates) if claims(path)), len(predicates)))
 
 
 def is_traced(hyperparameters: list[Any]) -> bool:

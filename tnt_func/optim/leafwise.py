@@ -81,7 +81,7 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
         ]
         check_grads(here, columns[1])
         traced = settings.traced(state)
-        values = settings.now(state, traced)
+        values = settings.now(state, traced=traced)
         holes = [grad is None for grad in columns[1]]
         count = state.slots["count"] + (torch.tensor(holes).logical_not() if any(holes) else 1)
         counts = [0] * len(count) if traced else count.tolist()

@@ -59,10 +59,10 @@ class Settings:
     Example:
         >>> settings = Settings(lr=lambda step: 1 / (1 + step), betas=(0.9, 0.99))
         >>> state = settings.init({})
-        >>> settings.now(state, settings.traced(state))
+        >>> settings.now(state, traced=settings.traced(state))
         {'betas': (0.9, 0.99), 'lr': 1.0}
         >>> state = settings.after(state, {"lr": 1.0}, {})
-        >>> state.step, settings.now(state, False)["lr"]
+        >>> state.step, settings.now(state, traced=False)["lr"]
         (tensor(1), 0.5)
     """
 
@@ -83,7 +83,7 @@ class Settings:
         ]
         return is_traced(held)
 
-    def now(self, state: OptState, traced: bool) -> dict[str, Any]:
+    def now(self, state: OptState, *, traced: bool) -> dict[str, Any]:
         """The values for the next update: numbers, or float64 tensors where they are traced."""
         step = state.step if traced else state.step.item()
         held = state.hyperparameters if traced else {name: as_number(x) for name, x in state.hyperparameters.items()}

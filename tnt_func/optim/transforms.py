@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from tnt_func import treemath
-from tnt_func.optim.base import GradientTransform, Predicate
-from tnt_func.optim.layout import ByPath, Layout, layout, paths
+from tnt_func.optim.base import GradientTransform
+from tnt_func.optim.layout import ByPath, Layout, Predicate, layout, paths
 from tnt_func.optim.leafwise import check_not_negative, kernels
 from tnt_func.optim.state import Hyperparameter, Number, OptState, Settings
 from tnt_func.rng import Key, fold_in
@@ -210,7 +210,7 @@ def _transform(
     def update(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
         here = layout(params)
         leaves = here.take(grads, "grads")
-        values = settings.now(state, settings.traced(state))
+        values = settings.now(state, traced=settings.traced(state))
         new = rule(values, {place: grad for place, grad in enumerate(leaves) if grad is not None}, here, state)
         state = settings.after(state, values, state.slots)
         return here.give([new.get(place) for place in range(len(leaves))]), state
