@@ -1,7 +1,10 @@
 """Data is a function of the key, the epoch and the position: what is left of an epoch is the end of the whole."""
 
+import random
 from typing import Any
 
+import numpy
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,14 +16,15 @@ from tnt_func.state import State
 from tnt_func.testing.generators import moved, standing, stands
 from tnt_func.testing.snapshot import freeze
 from tnt_func.testing.strategies import data
+from tnt_func.types import Phase
 
 keys = st.integers(0, 2**64 - 1).map(rng.key)
 lengths = st.integers(0, 3)
 fed = lengths.flatmap(lambda length: st.tuples(st.just(length), data(length)))
 
 
-def at(key: Key, epoch: int, position: int) -> State:
-    return State(params={}, key=key, progress=RunProgress(Progress(epoch, 7, position)))
+def at(key: Key, epoch: int, position: int, phase: Phase = "train") -> State:
+    return State(params={}, key=key, progress=RunProgress().put(phase, Progress(epoch, 7, position)))
 
 
 @given(fed, keys, st.integers(0, 3), st.data())
@@ -44,6 +48,29 @@ def test_an_epoch_depends_on_no_generator_and_moves_none(found: tuple[int, Any],
             second.append(freeze(batch))
             assert moved(before) == []
     assert first == second
+
+
+@given(keys, st.integers(0, 2**64 - 1).map(rng.key))
+def test_no_two_batches_draw_alike(key: Key, other: Key):
+    """Whatever the key, phase, epoch or position; and opening the data draws by itself."""
+
+    def numbers(epoch: int) -> Any:
+        first = wide()
+        return (number for position in range(3) for number in ((first, wide()) if position == 0 else (wide(),)))
+
+    def wide() -> tuple[int, ...]:
+        return int(torch.randint(2**62, ())), int(numpy.random.randint(2**62)), random.getrandbits(62)
+
+    phases: tuple[Phase, ...] = ("train", "eval", "predict")
+    every = [
+        batch
+        for k in {key, other}
+        for phase in phases
+        for epoch in range(3)
+        for batch in batches(numbers, at(k, epoch, 0, phase), phase=phase)
+    ]
+    for drawn in zip(*every, strict=True):
+        assert len(set(drawn)) == len(drawn) == 36 * len({key, other})
 
 
 @given(fed, keys, st.integers(0, 3), st.integers(0, 3))

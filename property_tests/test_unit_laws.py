@@ -1,6 +1,7 @@
 """Laws 1 to 3 of units, on random ones and on every broken one; a run by hand is the run."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tnt_func.errors import LawError
 from tnt_func.runs import train
 from tnt_func.state import State
 from tnt_func.testing.broken import CONTROLS, Control
-from tnt_func.testing.case import LAWS, Case
+from tnt_func.testing.case import LAWS, Call, Case
 from tnt_func.testing.snapshot import changes, freeze, thaw
 from tnt_func.testing.strategies import cases, train_cases
 from tnt_func.transitions import end_epoch, prepare, start_epoch, step
@@ -41,6 +42,20 @@ def test_structure(case: Case):
 def test_all_laws_at_once(case: Case):
     if any(event.point == "step_end" for event in case.events()):
         case.check(testing.check_unit)
+
+
+@given(cases())
+def test_no_two_calls_draw_alike(case: Case):
+    """Of all steps and hooks of a run, in whatever phase."""
+    drawn = list[int]()
+
+    def watch(call: Call) -> Any:
+        drawn.append(int(torch.randint(2**62, ())))
+        return call.make()
+
+    for _ in case.events(watch):
+        pass
+    assert len(set(drawn)) == len(drawn)
 
 
 @every_control

@@ -132,7 +132,7 @@ def check_structure(
         result = call.make()
         before, after = call.args[0], result[0] if call.point == "step" and isinstance(result, tuple) else result
         if isinstance(after, State):
-            lines = [line for part in PARTS for line in _reshaped(getattr(before, part), getattr(after, part), part)]
+            lines = [line for part in PARTS for line in reshaped(getattr(before, part), getattr(after, part), part)]
             if lines:
                 said = f"{call.owner} changed the structure of the state"
                 raise law_error("structure", f"at {call.where()}", said, lines[:SHOWN], _STRUCTURE_ADVICE)
@@ -149,7 +149,7 @@ _STRUCTURE_ADVICE = (
 )
 
 
-def _reshaped(before: Any, after: Any, part: str) -> list[str]:
+def reshaped(before: Any, after: Any, part: str) -> list[str]:
     if before is after:
         return []
     here, there = _kinds(before), _kinds(after)

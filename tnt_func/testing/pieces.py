@@ -265,17 +265,18 @@ class Clamp:
 
 
 @dataclass(frozen=True)
-class StopAt:
-    """A hook that requests a stop where a counter has a value."""
+class StopEvery:
+    """A hook that requests a stop where a counter is one short of a multiple."""
 
     phase: Phase
     counter: Literal["epochs", "steps"]
-    at: int
+    every: int
 
     def __call__(self, state: State) -> State:
         """Stop there, go on elsewhere."""
-        there = getattr(state.progress.of(self.phase), self.counter) == self.at
-        return state.request_stop(f"{self.phase} {self.counter} {self.at}") if there else state
+        count = getattr(state.progress.of(self.phase), self.counter)
+        there = count % self.every == self.every - 1
+        return state.request_stop(f"{self.phase} {self.counter} {count}") if there else state
 
 
 @dataclass(frozen=True)

@@ -142,10 +142,13 @@ _CHILDREN = sorted(FIELDS - {"key", "progress", "stop"})
 
 def _freeze_tensor(tensor: torch.Tensor) -> Bits | Kept:
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-    strange = tensor.is_meta or tensor.is_quantized or tensor.is_conj() or tensor.is_neg()
-    if not plain or strange or not tensor.is_contiguous():
+    if not plain or tensor.is_meta or tensor.is_quantized:
         return Kept(_copied(tensor))
     here = tensor if tensor.is_cpu else tensor.detach().cpu()
+    if here.is_conj() or here.is_neg() or not here.is_contiguous():
+        here = _copied(here.resolve_conj().resolve_neg())
+        if not here.is_contiguous():
+            return Kept(_copied(tensor))
     data = ctypes.string_at(here.data_ptr(), here.nbytes) if here.nbytes else b""
     return Bits(tensor.dtype, tensor.shape, tensor.device, tensor.requires_grad, data)
 

@@ -48,7 +48,7 @@ from tnt_func.testing.pieces import (
     Seekable,
     Set,
     Steps,
-    StopAt,
+    StopEvery,
     blank,
     floats,
 )
@@ -216,9 +216,10 @@ def hooks(phase: Phase, slot: str) -> st.SearchStrategy[dict[str, Hook]]:
         >>> find(hooks("train", "unit"), lambda found: "on_train_start" in found)
         {'on_train_start': Set(slot='unit')}
     """
-    anywhere: list[Hook] = [Add(slot), Set(slot), Follow(slot), *(Draw(slot, generator) for generator in GENERATORS)]
-    anywhere += [Decay(0.5)] * (phase == "train")
-    anywhere += [StopAt(phase, counter, at) for counter in ("epochs", "steps") for at in range(5)]
+    anywhere: list[Hook] = [StopEvery(phase, "steps", 4), Follow(slot), StopEvery(phase, "epochs", 2)]
+    anywhere += [Draw(slot, generator) for generator in GENERATORS]
+    anywhere += [Decay(0.5)] if phase == "train" else []
+    anywhere += [Add(slot), Set(slot), *(StopEvery(phase, "steps", every) for every in (3, 2, 5, 1))]
     few: dict[str, list[Hook]] = {"on_train_start": [Set(slot)], "on_train_end": [Set(slot), Clamp()]}
     # All points are as likely, however many hooks there are for each.
     placed = [
@@ -378,13 +379,17 @@ def limits(length: int, per_epoch: str) -> st.SearchStrategy[dict[str, int]]:
         >>> find(limits(0, "max_steps_per_epoch"), lambda found: "max_steps" in found)
         {'max_epochs': 2, 'max_steps': 4}
     """
-    epochs, steps = {"max_epochs": st.sampled_from((2, 1, 3, 0))}, {"max_steps": st.sampled_from((4, 5, 3, 6, 2, 1, 0))}
+    epochs = {"max_epochs": _some(2, 1, 3, 0)}
+    steps = {"max_steps": _some(4, 5, 3, 6, 2, 1, 0)}
     by_epochs, both = (
-        st.fixed_dictionaries(named, optional={per_epoch: st.sampled_from((2, 1, 3, 0))})
-        for named in (epochs, epochs | steps)
+        st.fixed_dictionaries(named, optional={per_epoch: _some(2, 1, 3, 0)}) for named in (epochs, epochs | steps)
     )
-    by_steps = st.fixed_dictionaries(steps, optional={per_epoch: st.sampled_from((2, 1, 3))})
+    by_steps = st.fixed_dictionaries(steps, optional={per_epoch: _some(2, 1, 3)})
     return by_steps | both | by_epochs if length else by_epochs | both
+
+
+def _some(*counts: int) -> st.SearchStrategy[int]:
+    return st.sampled_from(counts)
 
 
 def _from(state: State, limits: dict[str, int]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from tnt_func.testing.composition import check_composition, check_metric
 from tnt_func.testing.grammar import check_grammar
 from tnt_func.testing.resume import check_resume
 from tnt_func.testing.runs import check_determinism, check_evaluation, check_observers
-from tnt_func.unit import Callback, EvalUnit, FitUnit, PredictUnit, TrainUnit, Unit, parts
+from tnt_func.unit import Callback, EvalUnit, FitUnit, PredictUnit, TrainUnit, Unit, attach, parts
 
 
 @expects(TrainUnit, EvalUnit, PredictUnit, FitUnit)
@@ -61,6 +61,12 @@ def check_unit(
         ...
     """
     case = Case.of(unit, state, batches, eval_batches, callbacks, options)
+    steps = [event for event in case.events() if event.point == "step_end"]
+    if not steps:
+        raise UsageError(
+            f"no step was taken of batches={case.data!r} with {dict(case.options)}; laws of no step hold of anything. "
+            "Pass batches, and limits above the counters that the state has."
+        )
     run = {"eval_batches": case.eval_data, "callbacks": case.callbacks, **case.options}
     check_purity(unit, state, batches, **run)
     check_determinism(unit, state, batches, **run)
@@ -72,21 +78,9 @@ def check_unit(
         check_resume(unit, state, batches, **run)
     check_observers(unit, state, batches, observers=observers, **run)
     check_composition(unit, state, batches, **run)
-    _check_metrics(case)
-    if isinstance(unit, FitUnit) and unit.predict_unit is not None:
-        here = [callback for callback in callbacks if set(callback.phases()) <= {"predict"}]
-        check_unit(unit.predict_unit, state, case.eval_data, callbacks=here)
-
-
-def _check_metrics(case: Case) -> None:
-    steps = [event for event in case.events() if event.point == "step_end"]
-    if not steps:
-        raise UsageError(
-            f"no step was taken of batches={case.data!r} with {dict(case.options)}; laws of no step hold of anything. "
-            "Pass batches, and limits above the counters that the state has."
-        )
-    for part in parts(case.unit):
+    for part in parts(unit):
         outputs = [event.state.output for event in steps if event.phase == part.phase]
-        for metric in part.metrics.values():
-            if outputs:
-                check_metric(metric, outputs)
+        for metric in part.metrics.values() if outputs else ():
+            check_metric(metric, outputs)
+    if isinstance(unit, FitUnit) and (predict_unit := attach(unit, *callbacks).predict_unit) is not None:
+        check_unit(predict_unit, state, case.eval_data)
