@@ -1,6 +1,7 @@
 """Plain iterables as functions of (key, epoch, position)."""
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -97,6 +98,11 @@ def test_what_is_held_is_read_from_the_position_on(name: str):
     for start in range(4):
         assert trees.equal([*tnt.batches(data, at(start))], [*data][start:])
     assert not Cursor(data, "train").draws
+
+
+def test_lists_are_held_where_numpy_is_not_loaded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "numpy")
+    assert not Cursor([1], "train").draws and Cursor(iter([1]), "train").draws
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -208,6 +214,12 @@ def test_an_iterator_may_last_for_several_short_epochs_and_then_says_that_it_is_
     assert [[next(epoch), next(epoch)] for epoch in epochs[:2]] == [[1, 2], [3, 4]]
     with pytest.raises(DataError, match="the eval data is a one-shot list_iterator that earlier epochs used up"):
         next(epochs[2])
+
+
+def test_an_iterator_may_end_in_the_middle_of_a_later_epoch():
+    cursor = Cursor(iter([1, 2, 3]), "train")
+    first = cursor.epoch(at())
+    assert [next(first), next(first), [*cursor.epoch(at(0, epochs=1))]] == [1, 2, [3]]
 
 
 def test_an_iterator_that_is_empty_from_the_start_is_an_empty_epoch():
@@ -333,7 +345,7 @@ OWN: dict[str, tuple[Callable[[], Any], str]] = {
 def test_a_loader_with_randomness_of_its_own_is_refused_at_resume_and_only_there(name: str):
     make, reason = OWN[name]
     check_resume(make(), BLANK, Progress(0, 0, 0), "train")
-    for progress in (Progress(1, 6, 0), Progress(0, 2, 2)):
+    for progress in (Progress(1, 6, 0), Progress(0, 2, 2), Progress(1, 0, 0)):
         with pytest.raises(
             ResumeError, match=f"the eval DataLoader has {reason}, whose state no checkpoint holds"
         ) as caught:

@@ -100,6 +100,14 @@ def test_prepare_refuses_what_no_checkpoint_could_hold(where: str, leaf: Any):
         tnt.prepare(u, state)
 
 
+def test_a_state_is_looked_at_before_any_memory_function_is_called():
+    called: list[State] = []
+    u = unit("train", memory={"slot": lambda state: called.append(state)})
+    with pytest.raises(StructureError, match="state.params is a function"):
+        tnt.prepare(u, new(params=keep))
+    assert called == []
+
+
 def test_prepare_refuses_a_key_that_is_none():
     with pytest.raises(UsageTypeError, match=r"state.key is 0, an int; a run draws from a Key. Write key=tnt.key\(0\)"):
         tnt.prepare(unit("train"), new(key=0))
