@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from tnt_func import optim, rng, schedules
 from tnt_func import pytree as trees
@@ -72,7 +72,6 @@ def check_chain(
         assert_trees_equal(run(bracketed, params, grads), whole)
 
 
-@settings(max_examples=60)
 @given(st.lists(transforms, max_size=3), st.none() | optimizers, st.data(), shapes, seeds)
 def test_chains_are_a_monoid(links: list[Any], last: Any, data: st.DataObject, sizes: Any, seed: int):
     links = [*links, *([last] if last else [])]
@@ -146,7 +145,6 @@ imperative = st.sampled_from([*IMPERATIVE]).flatmap(
 )
 
 
-@settings(max_examples=100)
 @given(imperative, shapes, st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), seeds, st.data())
 def test_from_torch_gives_the_bits_of_the_class(
     choice: Any, sizes: Any, dtype: torch.dtype, seed: int, data: st.DataObject
@@ -191,7 +189,6 @@ def check_accumulation(accumulate: Any, optimizer: Optimizer, every: int, cuts: 
         assert_trees_close(small, big, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=60)
 @given(optimizers, st.integers(1, 4), st.lists(st.integers(0, 11), max_size=3), seeds)
 def test_windows_are_big_batches(optimizer: Optimizer, every: int, cuts: list[int], seed: int):
     check_accumulation(optim.accumulate, optimizer, every, cuts, seed)

@@ -345,24 +345,13 @@ def pass_cases(draw: st.DrawFn) -> Case:
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """Runs of every entry point.
-
-    Example:
-        >>> cases()
-        one_of(train_cases(), fit_cases(), pass_cases())
-    """
+    """Runs of every entry point."""
     return train_cases() | fit_cases() | pass_cases()
 
 
 @functools.cache
 def open_at(length: int) -> st.SearchStrategy[int]:
-    """How many steps of an open epoch a state has behind it; mostly none, at most as many as the epoch has batches.
-
-    Example:
-        >>> from hypothesis import find
-        >>> find(open_at(3), lambda steps: steps > 0)
-        1
-    """
+    """How many steps of an open epoch a state has behind it; mostly none, at most as many as the epoch has batches."""
     return st.sampled_from((0, 0, 0, *range(1, length + 1)))
 
 
@@ -379,17 +368,14 @@ def limits(length: int, per_epoch: str) -> st.SearchStrategy[dict[str, int]]:
         >>> find(limits(0, "max_steps_per_epoch"), lambda found: "max_steps" in found)
         {'max_epochs': 2, 'max_steps': 4}
     """
-    epochs = {"max_epochs": _some(2, 1, 3, 0)}
-    steps = {"max_steps": _some(4, 5, 3, 6, 2, 1, 0)}
+    some: Callable[[Sequence[int]], st.SearchStrategy[int]] = st.sampled_from
+    epochs: dict[str, st.SearchStrategy[int]] = {"max_epochs": some((2, 1, 3, 0))}
+    steps: dict[str, st.SearchStrategy[int]] = {"max_steps": some((4, 5, 3, 6, 2, 1, 0))}
     by_epochs, both = (
-        st.fixed_dictionaries(named, optional={per_epoch: _some(2, 1, 3, 0)}) for named in (epochs, epochs | steps)
+        st.fixed_dictionaries(named, optional={per_epoch: some((2, 1, 3, 0))}) for named in (epochs, epochs | steps)
     )
-    by_steps = st.fixed_dictionaries(steps, optional={per_epoch: _some(2, 1, 3)})
+    by_steps = st.fixed_dictionaries(steps, optional={per_epoch: some((2, 1, 3))})
     return by_steps | both | by_epochs if length else by_epochs | both
-
-
-def _some(*counts: int) -> st.SearchStrategy[int]:
-    return st.sampled_from(counts)
 
 
 def _from(state: State, limits: dict[str, int]) -> dict[str, int]:
