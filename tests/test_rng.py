@@ -169,6 +169,35 @@ def test_numbers_drawn_afterwards_are_those_that_would_have_been_drawn(bits: str
     assert [first, draw()] == expected
 
 
+def test_inside_preserved_the_generators_go_on_from_where_they_stood():
+    with scope(key(9)):
+        draw()
+    draw()
+    with preserved():
+        inside = draw()
+    assert draw() == inside
+
+
+@pytest.mark.parametrize("bits", ["Philox", "PCG64"])
+def test_inside_preserved_a_generator_that_cannot_be_seeded_begins_anew(bits: str):
+    legacy.set_bit_generator(BITS[bits]())
+    numbers: set[float] = set()
+    for seed in range(2):
+        with scope(key(seed)):
+            draw()
+        with preserved():
+            numbers.add(legacy.random_sample())
+    assert len(numbers) == 1
+
+
+@pytest.mark.parametrize("wrong", [-(2**70), "a"], ids=repr)
+def test_a_key_that_cannot_be_opened_leaves_everything_as_it_was(wrong: Any):
+    before = stand()
+    with pytest.raises((RuntimeError, TypeError, ValueError)), scope(Key(wrong)):
+        raise AssertionError
+    assert stand() == before
+
+
 def test_a_bit_generator_that_is_exchanged_inside_is_put_back():
     before = stand()
     with scope(key(0)):

@@ -214,6 +214,7 @@ def test_a_loader_that_cannot_be_replayed_is_refused_at_resume_unless_that_is_wa
         lambda **more: tnt.train(TRAIN, state, own, max_epochs=1, **more),
         lambda **more: list(tnt.train_events(TRAIN, state, own, max_epochs=1, **more)),
         lambda **more: tnt.fit(FIT, state, own, PLAIN, max_epochs=1, **more),
+        lambda **more: list(tnt.fit_events(FIT, state, own, PLAIN, max_epochs=1, **more)),
         lambda **more: tnt.fit(FIT, tnt.evaluate(EVAL, state, PLAIN), PLAIN, own, max_epochs=1, **more),
     ):
         with pytest.raises(ResumeError, match=f"DataLoader has {name}"):

@@ -109,6 +109,12 @@ def test_a_unit_refuses_what_no_run_could_use(fields: dict[str, Any], words: str
         TrainUnit(**{"train_step": step, **fields})
 
 
+@pytest.mark.parametrize("phase", PHASES)
+def test_units_of_every_phase_refuse_a_step_that_is_no_function(phase: Phase):
+    with pytest.raises(UsageTypeError, match=f"given None as its {phase}_step"):
+        KINDS[phase](**{f"{phase}_step": None})
+
+
 def test_a_callback_refuses_what_no_run_could_use():
     with pytest.raises(UsageTypeError, match=r"Callback was given a list as its memory\['best'\]"):
         Callback(name="best", memory=[])  # pyright: ignore[reportArgumentType]

@@ -127,6 +127,7 @@ def seed(key: Key, draws: tuple[Generator, ...] = ALL) -> None:
 class preserved:
     """Whatever happens inside, the named global generators afterwards stand where they stood.
 
+    Inside they go on from there; NumPy's begins anew where it is no MT19937, for only that kind can be seeded.
     torch is covered on the CPU and, where it is initialised, on every CUDA device; NumPy where it is loaded.
 
     Args:
@@ -146,6 +147,15 @@ class preserved:
         self._draws = draws
 
     def __enter__(self) -> None:
+        self._keep()
+        if self._numpy:
+            numpy, _, state = self._numpy
+            if state["bit_generator"] == "MT19937":
+                numpy.set_state(state)
+            else:
+                numpy.seed(0)
+
+    def _keep(self) -> None:
         self._torch = self._random = self._numpy = None
         if "torch" in self._draws:
             cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
@@ -195,8 +205,12 @@ class scope(preserved):
         self._key, self._draws = key, draws
 
     def __enter__(self) -> None:
-        super().__enter__()
-        seed(self._key, self._draws)
+        self._keep()
+        try:
+            seed(self._key, self._draws)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
 
 
 def drawing(
