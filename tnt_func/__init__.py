@@ -16,13 +16,13 @@ from tnt_func.compose import alternate as alternate
 from tnt_func.compose import focus as focus
 from tnt_func.compose import sequence as sequence
 from tnt_func.data.cursors import batches as batches
+from tnt_func.descent import minimize as minimize
 from tnt_func.events import Event as Event
 from tnt_func.events import Observer as Observer
 from tnt_func.metrics import Metric as Metric
 from tnt_func.model import Model as Model
 from tnt_func.model import from_module as from_module
 from tnt_func.progress import Progress as Progress
-from tnt_func.recipes import minimize as minimize
 from tnt_func.recipes import supervised as supervised
 from tnt_func.rng import Key as Key
 from tnt_func.rng import fold_in as fold_in

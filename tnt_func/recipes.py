@@ -1,9 +1,11 @@
 """Units for the usual cases, short enough to read as examples of how the pieces compose.
 
-`supervised` makes a FitUnit and its first State of a module, a loss and an optimizer. `minimize` is the one step inside
-it, for what is less usual: several losses, several optimizers, adversarial pairs.
+`supervised` makes a FitUnit and its first State of a module, a loss and an optimizer. For what is less usual, several
+losses, several optimizers, adversarial pairs, write the objective and use the step inside it, `tnt.minimize`.
 
 Example:
+    >>> from tnt_func import optim
+    >>> from tnt_func.metrics import compute
     >>> from tnt_func.runs import fit
     >>> unit, state = supervised(nn.Linear(1, 1), nn.functional.mse_loss, optim.sgd(0.1), key=rng.key(0))
     >>> x = torch.linspace(-1, 1, 8)[:, None]
@@ -13,63 +15,24 @@ Example:
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from tnt_func import optim, rng
 from tnt_func import pytree as trees
-from tnt_func.gradients import value_and_grad
-from tnt_func.metrics import Metric, compute, mean
+from tnt_func import rng
+from tnt_func.descent import minimize
+from tnt_func.metrics import Metric, mean
 from tnt_func.model import Model, Trainable, from_module
 from tnt_func.optim import Optimizer
 from tnt_func.state import State
 from tnt_func.types import Batch, Output, PyTree, typed
-from tnt_func.unit import EvalUnit, FitUnit, PredictUnit, Step, TrainUnit
-
-__all__ = ["Objective", "compute", "minimize", "optim", "rng", "supervised"]
-
-Objective: TypeAlias = Callable[[PyTree, State, Batch], tuple[Tensor, tuple[PyTree, Output]]]
-"""`(params, state, batch) -> (value, (buffers, output))`: what a step makes smaller, new buffers, the step's output."""
+from tnt_func.unit import EvalUnit, FitUnit, PredictUnit, TrainUnit
 
 Score: TypeAlias = Callable[[Any, Any], Any]
 """`(output of the model, targets) -> scalar`, a mean over the batch."""
-
-
-@typed
-def minimize(objective: Objective, optimizer: Optimizer, *, part: str | None = None) -> Step:
-    """The step that takes the parameters down the gradient of an objective.
-
-    Args:
-        objective: `(params, state, batch) -> (value, (buffers, output))`; differentiated with respect to `params`.
-        optimizer: what turns gradients into new parameters.
-        part: the entry of `state.params` and `state.opt_state` that is trained; the whole of them if not given. The
-            objective finds the other parts, an adversary's say, in `state.params`.
-
-    Returns:
-        A train step, for `TrainUnit(train_step=...)`. Steps for several parts go into units of their own, which
-        `tnt.sequence` runs one after another and `tnt.alternate` in turns.
-
-    Example:
-        >>> def objective(params, state, batch):
-        ...     return ((params - batch) ** 2).sum(), (state.buffers, {})
-        >>> step, w = minimize(objective, optim.sgd(0.5)), torch.tensor([3.0])
-        >>> state = State(params=w, key=rng.key(0), opt_state=optim.sgd(0.5).init(w))
-        >>> step(state, torch.tensor([1.0]))[0].params
-        tensor([1.])
-    """
-
-    def step(state: State, batch: Batch) -> tuple[State, Output]:
-        params = state.params if part is None else state.params[part]
-        opt_state = state.opt_state if part is None else state.opt_state[part]
-        _, (buffers, output), grads = value_and_grad(lambda params: objective(params, state, batch), params)
-        params, opt_state = optimizer.update(grads, opt_state, params)
-        if part is not None:
-            params, opt_state = {**state.params, part: params}, {**state.opt_state, part: opt_state}
-        return state.replace(params=params, opt_state=opt_state, buffers=buffers), output
-
-    return step
 
 
 @typed
@@ -102,6 +65,7 @@ def supervised(
         UsageError, UsageTypeError: as `from_module`.
 
     Example:
+        >>> from tnt_func import optim
         >>> unit, state = supervised(
         ...     nn.Linear(4, 3), nn.functional.cross_entropy, optim.adamw(1e-2), key=rng.key(0),
         ...     metrics={"accuracy": lambda output, targets: (output.argmax(-1) == targets).float().mean()},
@@ -110,43 +74,63 @@ def supervised(
         (['accuracy', 'loss'], ['bias', 'weight'])
     """
     model = from_module(module, trainable=trainable)
-    scores = {"loss": loss, **(metrics or {})}
-    accumulated: dict[str, Metric] = {name: mean(name, weight="num_samples") for name in scores}
     device = next((leaf.device for leaf in model.params.values()), torch.device("cpu"))
-
-    def judged(output: Any, batch: Batch) -> dict[str, Any]:
-        inputs, targets = batch
-        samples = next((len(leaf) for leaf in trees.tensors(inputs) if leaf.dim() > 0), 1)
-        return {name: score(output, targets) for name, score in scores.items()} | {"num_samples": samples}
-
-    def objective(params: PyTree, state: State, batch: Batch) -> tuple[Tensor, tuple[PyTree, Output]]:
-        batch = _on(device, batch)
-        result, buffers = _forward(model, params, state.buffers, batch[0], train=True)
-        output = judged(result, batch)
-        return output["loss"], (buffers, output)
+    judged = Supervised(model, {"loss": loss, **(metrics or {})}, device)
+    accumulated: dict[str, Metric] = {name: mean(name, weight="num_samples") for name in judged.scores}
 
     def eval_step(state: State, batch: Batch) -> tuple[State, Output]:
-        batch = _on(device, batch)
-        return state, judged(_forward(model, state.params, state.buffers, batch[0], train=False)[0], batch)
+        return state, judged.judge(state.params, state.buffers, batch, train=False)[0]
 
     def predict_step(state: State, batch: Batch) -> tuple[State, Output]:
-        batch = _on(device, batch)
-        return state, _forward(model, state.params, state.buffers, batch[0], train=False)[0]
+        return state, judged.forward(state.params, state.buffers, _on(device, batch)[0], train=False)[0]
 
     unit = FitUnit(
-        train_unit=TrainUnit(train_step=minimize(objective, optimizer), metrics=accumulated),
+        train_unit=TrainUnit(train_step=minimize(judged, optimizer), metrics=accumulated),
         eval_unit=EvalUnit(eval_step=eval_step, metrics=accumulated),
         predict_unit=PredictUnit(predict_step=predict_step),
     )
     return unit, State(params=model.params, key=key, buffers=model.buffers, opt_state=optimizer.init(model.params))
 
 
-def _forward(model: Model, params: PyTree, buffers: PyTree, inputs: Any, *, train: bool) -> tuple[Any, PyTree]:
-    if isinstance(inputs, Mapping):
-        return model.apply(params, buffers, train=train, **inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model.apply(params, buffers, *inputs, train=train)
-    return model.apply(params, buffers, inputs, train=train)
+@dataclass(frozen=True)
+class Supervised:
+    """The objective of `supervised`: a model judged on `(inputs, targets)`, in training and in evaluation.
+
+    Args:
+        model: what is run on the inputs.
+        scores: `(output, targets) -> scalar` by name; `loss` is the one that is made smaller.
+        device: where batches are moved to; left alone where it is the CPU.
+    """
+
+    model: Model
+    scores: Mapping[str, Score]
+    device: torch.device
+
+    def __call__(self, params: PyTree, state: State, batch: Batch) -> tuple[Tensor, tuple[PyTree, Output]]:
+        """The loss, as an objective of `minimize`."""
+        output, buffers = self.judge(params, state.buffers, batch, train=True)
+        return output["loss"], (buffers, output)
+
+    def judge(self, params: PyTree, buffers: PyTree, batch: Batch, *, train: bool) -> tuple[dict[str, Any], PyTree]:
+        """Every score of a batch with its number of samples, and the new buffers."""
+        inputs, targets = _on(self.device, batch)
+        result, buffers = self.forward(params, buffers, inputs, train=train)
+        scores = {name: score(result, targets) for name, score in self.scores.items()}
+        return {**scores, "num_samples": _samples(inputs)}, buffers
+
+    def forward(self, params: PyTree, buffers: PyTree, inputs: Any, *, train: bool) -> tuple[Any, PyTree]:
+        """The model's output: a mapping is passed by keyword, a tuple or list by position."""
+        if isinstance(inputs, Mapping):
+            return self.model.apply(params, buffers, train=train, **inputs)
+        if isinstance(inputs, (tuple, list)):
+            return self.model.apply(params, buffers, *inputs, train=train)
+        return self.model.apply(params, buffers, inputs, train=train)
+
+
+def _samples(inputs: Any) -> int:
+    """The first dimension of the first tensor that has one."""
+    leaves = (inputs,) if isinstance(inputs, Tensor) else trees.tensors(inputs)
+    return next((len(leaf) for leaf in leaves if leaf.dim() > 0), 1)
 
 
 def _on(device: torch.device, batch: Batch) -> Batch:
