@@ -9,7 +9,7 @@ Example:
     (tensor(9.), 'aux', {'w': tensor(6.)})
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -46,31 +46,37 @@ def value_and_grad(objective: Callable[[PyTree], tuple[Tensor, A]], params: PyTr
     """
     if torch.compiler.is_compiling() or _transformed():
         return _functional(objective, params)
-    inputs: list[Tensor] = []
-    kept = False
-
-    def as_input(leaf: Tensor) -> Tensor:
-        nonlocal kept
-        carries = leaf.requires_grad and torch.is_grad_enabled()
-        kept = kept or carries
-        inputs.append(leaf if carries else leaf.detach().requires_grad_())
-        return inputs[-1]
-
-    differentiated = trees.map(as_input, params)
+    leaves, structure = _taken_apart(params)
+    given = [leaf.requires_grad for leaf in leaves] if torch.is_grad_enabled() else [False] * len(leaves)
+    inputs = [leaf if carries else leaf.detach().requires_grad_() for leaf, carries in zip(leaves, given, strict=True)]
+    kept = True in given
     with torch.enable_grad():
-        value, aux = objective(differentiated)
+        value, aux = objective(_put_together(inputs, structure))
     if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:  # pyright: ignore
-        given = trees.describe(value)
+        returned = trees.describe(value)
         if isinstance(value, Tensor) and value.dim() == 0:  # pyright: ignore
-            given = "a value that depends on no parameter"
+            returned = "a value that depends on no parameter"
         raise ContractError(
-            f"the objective returned {given}; it is differentiated, so it returns a 0-d tensor computed from the "
+            f"the objective returned {returned}; it is differentiated, so it returns a 0-d tensor computed from the "
             "parameters. Write loss.mean(), and compute the loss from the params that it is given."
         )
-    grads = iter(torch.autograd.grad(value, inputs, create_graph=kept, allow_unused=True))
+    grads = torch.autograd.grad(value, inputs, create_graph=kept, allow_unused=True)
     if not kept:
         value, aux = value.detach(), trees.map(_detached, aux)
-    return value, aux, trees.map(lambda _: next(grads), params)
+    return value, aux, _put_together(grads, structure)
+
+
+def _taken_apart(params: PyTree) -> tuple[list[Tensor], Any]:
+    """The leaves, and the keys of a flat dict, which most parameters are, or the structure of another tree."""
+    if type(params) is dict and all(type(leaf) is Tensor for leaf in params.values()):
+        return list(params.values()), tuple(params)
+    return trees.flatten(params)
+
+
+def _put_together(leaves: Sequence[Tensor | None], structure: Any) -> PyTree:
+    if type(structure) is tuple:
+        return dict(zip(structure, leaves, strict=True))
+    return trees.unflatten(leaves, structure)
 
 
 def _functional(objective: Callable[[PyTree], tuple[Tensor, A]], params: PyTree) -> tuple[Tensor, A, PyTree]:

@@ -242,7 +242,7 @@ def _scalar(number: float) -> Tensor:
 
 
 def _entry(output: Output, name: str) -> Tensor:
-    if not isinstance(output, Mapping):
+    if type(output) is not dict and not isinstance(output, Mapping):
         raise ContractError(
             f"the step returned {kind_of(output)} as its output, and a metric reads output[{name!r}]; the output of a "
             f"unit with metrics is a mapping. Return (state, {{{name!r}: ...}})."
@@ -256,7 +256,7 @@ def _entry(output: Output, name: str) -> Tensor:
     if isinstance(value, (int, float)):
         return _scalar(value)
     try:
-        number = torch.as_tensor(value)
+        number = value if type(value) is Tensor else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ContractError(
             f"a metric reads output[{name!r}], which is {kind_of(value)}; it takes a number, a tensor or an array. "

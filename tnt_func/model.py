@@ -94,19 +94,58 @@ def from_module(module: nn.Module, *, trainable: Trainable | None = None) -> Mod
     if not module.training:
         trains.train()
     ties = _ties(module)
+    names = {**{name: name for name in (*parameters, *own)}, **ties}
+    training, evaluating = _Filled(trains, names), _Filled(evaluates, names)
 
     def apply(
         params: dict[str, Tensor], buffers: dict[str, Tensor], /, *args: Any, train: bool, **kwargs: Any
     ) -> tuple[Any, dict[str, Tensor]]:
         tensors = {**params, **buffers}
-        if train:
-            # Forward writes BatchNorm's averages into the tensors it is given.
-            tensors |= {name: buffers[name].clone() for name in own}
-        tensors |= {name: tensors[first] for name, first in ties.items()}
-        output = functional_call(trains if train else evaluates, tensors, args, kwargs, tie_weights=False)
-        return output, {**buffers, **{name: tensors[name] for name in own}} if train and own else buffers
+        if not train or not own:
+            return (training if train else evaluating)(tensors, args, kwargs)[0], buffers
+        # Forward writes BatchNorm's averages into the tensors it is given.
+        tensors.update((name, buffers[name].clone()) for name in own)
+        output, tensors = training(tensors, args, kwargs)
+        return output, {**buffers, **{name: tensors[name] for name in own}}
 
     return Model(apply, params, {**own, **frozen})
+
+
+class _Filled:
+    """A module without storage, called with tensors in the places of its own.
+
+    `functional_call` does as much; it looks every place up by name, twice a call, at the price of a small forward.
+
+    Args:
+        module: the module; as it was, after each call.
+        names: what goes into each place, by the place's full name.
+    """
+
+    def __init__(self, module: nn.Module, names: dict[str, str]):
+        self._module, self._names = module, names
+        self._places: list[tuple[dict[str, Any], str, Any, str]] = []
+        for place, name in names.items():
+            path, _, own = place.rpartition(".")
+            owner = module.get_submodule(path)
+            registry: dict[str, Any] = owner._parameters if own in owner._parameters else owner._buffers
+            self._places.append((registry, own, registry[own], name))
+
+    def __call__(
+        self, tensors: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The module's output, and what is in the places afterwards, by name."""
+        if torch.compiler.is_compiling():
+            tensors = {place: tensors[name] for place, name in self._names.items()}
+            return functional_call(self._module, tensors, args, kwargs, tie_weights=False), tensors
+        try:
+            for registry, own, _, name in self._places:
+                registry[own] = tensors[name]
+            output = self._module(*args, **kwargs)
+            # A module may also put another tensor in place of a buffer.
+            return output, {name: registry[own] for registry, own, _, name in self._places}
+        finally:
+            for registry, own, empty, _ in self._places:
+                registry[own] = empty
 
 
 def _copy(tensor: Tensor) -> Tensor:

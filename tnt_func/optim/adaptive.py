@@ -139,9 +139,8 @@ def _adam(
 
     def leaves(n: Numbers, p: Any, g: Any, *slots: Any) -> tuple[Any, ...]:
         # The kernel writes, and reads every tensor in the order of the parameter's memory.
-        p = cloned(p)
         g, *old = (laid_out(column, p) for column in (g, *slots))
-        m, v, *top = map(cloned, old)
+        p, m, v, *top = cloned(p, *old)
         t = torch.full((), n["t"], dtype=torch.float32, device=p[0].device)
         update = kernels._fused_adamw_ if decoupled else kernels._fused_adam_
         update(

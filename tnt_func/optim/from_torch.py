@@ -224,10 +224,11 @@ class _Adapter:
             if not places:
                 continue
             with torch.no_grad():
-                p = cloned([lists.leaves[place] for place in places])
+                held = [lists.leaves, *lists.columns[n].values()]
+                p, *remembered = cloned(*([column[place] for place in places] for column in held))
+                mine = dict(zip(lists.columns[n], remembered, strict=True))
                 g = [lists.grads[place] for place in places]
                 g = g if any(x.is_sparse for x in g) else laid_out(g, p)
-                mine = {k: cloned([column[place] for place in places]) for k, column in lists.columns[n].items()}
                 began = kernel({**self.templates[n], **now}, p, g, mine, [lists.started[n][place] for place in places])
             for row, place in enumerate(places):
                 lists.put(n, place, p[row], {name: column[row] for name, column in mine.items()}, started=began[row])

@@ -4,6 +4,7 @@ An update takes half a dozen trees of one structure apart and puts them together
 most parameters are, is taken apart by its keys at a twentieth of the price of a general tree.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -117,16 +118,18 @@ def check_grads(here: Layout, grads: list[Any], *, sparse: bool = False) -> None
         )
 
 
-def cloned(tensors: list[Tensor]) -> list[Tensor]:
-    """Copies of tensors.
+def cloned(*lists: list[Tensor]) -> list[list[Tensor]]:
+    """Copies of the tensors of each list.
 
     Example:
-        >>> cloned([torch.ones(1)])
-        [tensor([1.])]
+        >>> cloned([torch.ones(1)], [torch.zeros(1), torch.ones(1)])
+        [[tensor([1.])], [tensor([0.]), tensor([1.])]]
     """
-    # One call for the whole list, which torch has from 2.12 on.
+    flat = [tensor for tensors in lists for tensor in tensors]
+    # One call for all of them, which torch has from 2.12 on.
     clone: Any = getattr(torch, "_foreach_clone", None)
-    return [tensor.clone() for tensor in tensors] if clone is None else [*clone(tensors)]
+    copies = iter([tensor.clone() for tensor in flat] if clone is None else clone(flat))
+    return [[*itertools.islice(copies, len(tensors))] for tensors in lists]
 
 
 def laid_out(tensors: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:

@@ -5,7 +5,7 @@ The rule is written once, out of place, for a single tensor: so it runs under `t
 one. Numbers are computed in float64 and cast at the end; parameters of fewer bits than float32 are updated in float32.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -74,41 +74,44 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
 
     def update(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
         here = layout(params)
-        columns = [
-            [*here.leaves],
-            here.take(grads, "grads"),
-            *(here.take(state.slots[name], f"opt_state.slots[{name!r}]") for name in rule.slots),
-        ]
-        check_grads(here, columns[1])
+        grad = here.take(grads, "grads")
+        check_grads(here, grad)
+        old = [here.leaves, *(here.take(state.slots[name], f"opt_state.slots[{name!r}]") for name in rule.slots)]
         traced = settings.traced(state)
         values = settings.now(state, traced=traced)
-        holes = [grad is None for grad in columns[1]]
+        holes = [leaf is None for leaf in grad]
         count = state.slots["count"] + (torch.tensor(holes).logical_not() if any(holes) else 1)
-        counts = [0] * len(count) if traced else count.tolist()
-        for (_, _, t), places in _alike(columns[1], counts).items():
+        new = [[*column] for column in old]
+        for t, places in _alike(grad, [0] * len(grad) if traced else count.tolist()):
             numbers = rule.numbers(values, count[places].double() if traced else t)
-            alike = [[column[place] for place in places] for column in columns]
-            for target, new in zip((columns[0], *columns[2:]), _apply(rule, numbers, alike), strict=True):
-                for place, leaf in zip(places, new, strict=True):
-                    target[place] = leaf
-        slots = {name: here.give(column) for name, column in zip(rule.slots, columns[2:], strict=True)}
-        return here.give(columns[0]), settings.after(state, values, {"count": count, **slots})
+            if len(places) == len(grad):
+                new = _apply(rule, numbers, grad, old)
+                break
+            alike = [[column[place] for place in places] for column in old]
+            for column, leaves in zip(
+                new, _apply(rule, numbers, [grad[place] for place in places], alike), strict=True
+            ):
+                for place, leaf in zip(places, leaves, strict=True):
+                    column[place] = leaf
+        params, *slots = map(here.give, new)
+        after = settings.after(state, values, {"count": count, **dict(zip(rule.slots, slots, strict=True))})
+        return params, after
 
     return Optimizer(init, update)
 
 
-def _alike(grads: list[Any], counts: list[int]) -> dict[tuple[torch.dtype, torch.device, int], list[int]]:
-    """The places of the gradients that there are, by what they have in common."""
-    places: dict[tuple[torch.dtype, torch.device, int], list[int]] = {}
+def _alike(grads: list[Any], counts: list[int]) -> Iterable[tuple[int, list[int]]]:
+    """The gradients that there are, by dtype, device and count: the count and the places of each kind."""
+    places: dict[Any, list[int]] = {}
     for place, (grad, count) in enumerate(zip(grads, counts, strict=True)):
         if grad is not None:
             places.setdefault((grad.dtype, grad.device, count), []).append(place)
-    return places
+    return ((count, found) for (_, _, count), found in places.items())
 
 
-def _apply(rule: Rule, numbers: Numbers, columns: list[list[Tensor]]) -> list[Sequence[Tensor]]:
-    """New parameters and slots of tensors that are alike; `columns` are the old ones, with the gradients second."""
-    first = columns[0][0]
+def _apply(rule: Rule, numbers: Numbers, grads: list[Tensor], old: list[list[Tensor]]) -> list[list[Tensor]]:
+    """New parameters and slots, of old ones and gradients that are all alike."""
+    first, columns = grads[0], [old[0], grads, *old[1:]]
     if first.is_complex():
         columns = [[torch.view_as_real(leaf) for leaf in column] for column in columns]
     own, work = columns[0][0].dtype, torch.promote_types(columns[0][0].dtype, torch.float32)
@@ -119,12 +122,14 @@ def _apply(rule: Rule, numbers: Numbers, columns: list[list[Tensor]]) -> list[Se
         new = rule.leaves(numbers, *columns)
     else:
         of_each = {name: x.unbind() for name, x in traced.items() if x.dim()}
-        mine = [{name: parts[n] for name, parts in of_each.items()} for n in range(len(columns[0]))]
+        mine = [{name: parts[n] for name, parts in of_each.items()} for n in range(len(grads))]
         rows = zip(mine, *columns, strict=True)
-        new = list(zip(*(rule.leaf({**numbers, **traced, **its}, *row) for its, *row in rows), strict=True))
+        new = zip(*(rule.leaf({**numbers, **traced, **its}, *row) for its, *row in rows), strict=True)
     if own != work:
-        new = [[leaf.to(own) for leaf in column] for column in new]
-    return [[torch.view_as_complex(leaf) for leaf in column] for column in new] if first.is_complex() else list(new)
+        new = ([leaf.to(own) for leaf in column] for column in new)
+    if first.is_complex():
+        new = ([torch.view_as_complex(leaf) for leaf in column] for column in new)
+    return [list(column) for column in new]
 
 
 def _all_plain(columns: list[list[Tensor]]) -> bool:

@@ -69,6 +69,7 @@ class Settings:
     def __init__(self, **given: Any):
         self._schedules: dict[str, Schedule] = {name: value for name, value in given.items() if callable(value)}
         self._numbers = {name: value for name, value in given.items() if not callable(value)}
+        self._read: tuple[Mapping[str, PyTree], dict[str, Any]] = ({}, {})
 
     def init(self, slots: Mapping[str, PyTree]) -> OptState:
         """The first state."""
@@ -85,9 +86,17 @@ class Settings:
 
     def now(self, state: OptState, *, traced: bool) -> dict[str, Any]:
         """The values for the next update: numbers, or float64 tensors where they are traced."""
-        step = state.step if traced else state.step.item()
-        held = state.hyperparameters if traced else {name: as_number(x) for name, x in state.hyperparameters.items()}
+        if traced:
+            held, step = state.hyperparameters, state.step
+        else:
+            held, step = self._numbers_of(state.hyperparameters), state.step.item() if self._schedules else 0
         return {**held, **{name: schedule(step) for name, schedule in self._schedules.items()}}
+
+    def _numbers_of(self, hyperparameters: Mapping[str, PyTree]) -> dict[str, Any]:
+        """Read once: states share their hyper-parameters until one is set."""
+        if self._read[0] is not hyperparameters:
+            self._read = hyperparameters, {name: as_number(x) for name, x in hyperparameters.items()}
+        return self._read[1]
 
     def after(self, state: OptState, values: Mapping[str, Any], slots: Mapping[str, PyTree]) -> OptState:
         """The state after an update with such values."""
