@@ -19,6 +19,7 @@ from tnt_func.optim.base import accumulate as accumulate
 from tnt_func.optim.base import chain as chain
 from tnt_func.optim.base import flush as flush
 from tnt_func.optim.base import grouped as grouped
+from tnt_func.optim.freezing import frozen as frozen
 from tnt_func.optim.from_torch import from_torch as from_torch
 from tnt_func.optim.momentum import lion as lion
 from tnt_func.optim.momentum import muon as muon
