@@ -48,6 +48,7 @@ class Model:
         apply: `(params, buffers, *args, train=..., **kwargs) -> (output, buffers)`.
         params: what is trained, by name.
         buffers: what is not: the module's buffers, and parameters that are frozen.
+        module: the module itself, without storage.
 
     Example:
         >>> from_module(torch.nn.BatchNorm1d(2)).buffers.keys()
@@ -57,6 +58,7 @@ class Model:
     apply: Apply
     params: dict[str, Tensor]
     buffers: dict[str, Tensor]
+    module: nn.Module
 
 
 @typed
@@ -108,7 +110,7 @@ def from_module(module: nn.Module, *, trainable: Trainable | None = None) -> Mod
         output, tensors = training(tensors, args, kwargs)
         return output, {**buffers, **{name: tensors[name] for name in own}}
 
-    return Model(apply, params, {**own, **frozen})
+    return Model(apply, params, {**own, **frozen}, trains)
 
 
 class _Filled:

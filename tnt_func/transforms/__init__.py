@@ -28,3 +28,4 @@ from tnt_func.transforms.guards import skip_nonfinite as skip_nonfinite
 from tnt_func.transforms.guards import with_gradient_stats as with_gradient_stats
 from tnt_func.transforms.microbatches import microbatch as microbatch
 from tnt_func.transforms.precision import autocast as autocast
+from tnt_func.transforms.rematerialisation import remat as remat
