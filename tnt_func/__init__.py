@@ -12,6 +12,7 @@ from tnt_func import optim as optim
 from tnt_func import pytree as pytree
 from tnt_func import rng as rng
 from tnt_func import schedules as schedules
+from tnt_func import transforms as transforms
 from tnt_func import treemath as treemath
 from tnt_func.compose import alternate as alternate
 from tnt_func.compose import focus as focus

@@ -16,7 +16,7 @@ Example:
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ def remat(unit: U, where: Choice) -> U:
                 "@dataclass(frozen=True) class Objective: model: tnt.Model, with the objective as its __call__."
             )
         changed: dict[str, Any] = {name: _rematerialised(model, where) for name, model in models.items()}
-        return replace(objective, **changed)
+        return replace(cast(Any, objective), **changed)
 
     def changed(descent: Descent) -> Descent:
         return replace(descent, objective=lean(descent.objective))
