@@ -15,6 +15,7 @@ BUILTINS = {
     "TreeError": AssertionError,
     "DataError": ValueError,
     "ResumeError": errors.DataError,
+    "CheckpointError": OSError,
     "LawError": AssertionError,
     "MissingExtraError": ImportError,
 }

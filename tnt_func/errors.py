@@ -55,6 +55,10 @@ class ResumeError(DataError):
     """The open epoch cannot be continued exactly with the data that was given."""
 
 
+class CheckpointError(TntError, OSError):
+    """A checkpoint could not be written, or is missing, incomplete or damaged."""
+
+
 class LawError(TntError, AssertionError):
     """A unit, callback, metric or observer breaks one of the laws (`tnt_func.testing`)."""
 
