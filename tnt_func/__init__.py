@@ -9,7 +9,9 @@ from tnt_func import callbacks as callbacks
 from tnt_func import checkpoint as checkpoint
 from tnt_func import errors as errors
 from tnt_func import metrics as metrics
+from tnt_func import observers as observers
 from tnt_func import optim as optim
+from tnt_func import pausing as pausing
 from tnt_func import pytree as pytree
 from tnt_func import rng as rng
 from tnt_func import schedules as schedules

@@ -160,6 +160,23 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_ready(directory: Path) -> None:
+    """Make a directory for checkpoints ready: there, writable, and without what a killed process left half-done.
+
+    Raises:
+        CheckpointError: nothing can be written there.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        Path(tempfile.mkdtemp(prefix=HIDDEN, dir=directory))
+        for left in directory.glob(f"{HIDDEN}*"):
+            shutil.rmtree(left, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoints cannot be written to {directory}: {error}. Give a directory that can be written to."
+        ) from error
+
+
 def remove(path: Path) -> None:
     """Remove a checkpoint: it has gone before the first of its files has.
 

@@ -1,0 +1,247 @@
+"""Checkpoints while a run goes on: how often, which are kept, and that none is lost when the run ends early.
+
+Example:
+    >>> import tempfile
+    >>> import tnt_func as tnt
+    >>> unit = tnt.TrainUnit(train_step=lambda state, batch: (state.replace(params=state.params + batch), {}))
+    >>> first = tnt.State(params=0, key=tnt.key(0))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     saving = checkpointer(directory, every_n_steps=2, keep=2)
+    ...     state = tnt.train(unit, first, [1, 2, 3], max_epochs=2, observers=[saving])
+    ...     [path.name for path in tnt.checkpoint.checkpoints(directory)]
+    ['step-000000000004-epoch-000001', 'step-000000000006-epoch-000002']
+"""
+
+import os
+import time
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tnt_func import pytree as trees
+from tnt_func.checkpoint.listing import Mode, checkpoints, name, place, score
+from tnt_func.checkpoint.restoring import inspect, restore
+from tnt_func.checkpoint.saving import make_ready, numbers, remove, save
+from tnt_func.errors import CheckpointError, StructureError, UsageError
+from tnt_func.events import Event
+from tnt_func.state import State
+from tnt_func.types import Phase, typed
+
+
+@typed
+def checkpointer(
+    directory: str | os.PathLike[str],
+    *,
+    every_n_steps: int | None = None,
+    every_n_epochs: int | None = None,
+    every_minutes: int | float | None = None,
+    on_evaluation: bool = False,
+    keep: int | None = None,
+    keep_best: int = 0,
+    metric: str | None = None,
+    mode: Mode = "min",
+    phase: Phase = "eval",
+    asynchronous: bool = False,
+) -> "Checkpointer":
+    """An observer that saves the states a run can resume from.
+
+    It saves at resumable events: when one of the cadences is due, and always at the end, on a pause, and on a failure
+    the last resumable state. One state is one checkpoint, `checkpoint.name(state)` its name; of those with the same
+    number of steps the last is kept. A directory belongs to one run at a time.
+
+    Args:
+        directory: of the checkpoints; made when the run starts.
+        every_n_steps, every_n_epochs: of the lifetime.
+        every_minutes: since the last one that was saved.
+        on_evaluation: after every evaluation.
+        keep: so many of the latest; None is all.
+        keep_best: so many more, the best by `metric`; NaN is never good. Needs `keep`.
+        metric, mode, phase: as in `checkpoint.best`. The metrics of an evaluation count for the state it evaluated.
+        asynchronous: training goes on while a thread writes. States are immutable, so nothing is copied for it; one
+            save is under way at most, and the next waits for it. Its error comes out at the next event, or at the end.
+
+    Raises:
+        UsageError: the arguments contradict each other.
+        CheckpointError: out of the run, when the directory or a checkpoint cannot be written.
+
+    Example:
+        >>> checkpointer("runs/7", every_n_epochs=1, keep=1, keep_best=3, metric="accuracy", mode="max")
+        checkpointer('runs/7')
+    """
+    for given, value in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs), ("keep", keep)):
+        if value is not None and value < 1:
+            raise UsageError(
+                f"checkpointer({given}={value}) was given; it is at least 1, or None. Write {given}=1, say."
+            )
+    if every_minutes is not None and not every_minutes > 0:
+        raise UsageError(
+            f"checkpointer(every_minutes={every_minutes}) was given; it is above 0. Write every_minutes=10."
+        )
+    if keep_best < 0 or (keep_best > 0) != (metric is not None) or (keep_best and keep is None):
+        raise UsageError(
+            f"checkpointer(keep={keep}, keep_best={keep_best}, metric={metric!r}) was given; the best are kept by a "
+            "metric, beside the latest. Write keep=1, keep_best=3, metric='loss', say."
+        )
+    return Checkpointer(
+        Path(directory),
+        (every_n_steps, every_n_epochs, every_minutes, on_evaluation),
+        (keep, keep_best, metric, mode, phase),
+        asynchronous,
+    )
+
+
+class Checkpointer:
+    """What `checkpointer` makes: called with every event, closed at the end.
+
+    Attributes:
+        directory: of the checkpoints.
+        last: the path of the one saved last by this run, or None.
+    """
+
+    def __init__(self, directory: Path, cadence: tuple[Any, ...], keeping: tuple[Any, ...], asynchronous: bool):
+        self.directory, self.last = directory, None
+        self._cadence, self._keeping, self._asynchronous = cadence, keeping, asynchronous
+        self._writer: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+        self._state: State | None = None  # The last resumable one.
+        self._saved: State | None = None
+        self._evaluated = self._evaluation_due = self._judged = False
+        self._time = time.monotonic()
+        self._others: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"checkpointer({str(self.directory)!r})"
+
+    def __call__(self, event: Event) -> None:
+        """Save where it is due."""
+        if self._pending is not None and self._pending.done():
+            self._finish()
+        if event.phase == "eval" and event.point == "end":
+            self._evaluated = self._evaluation_due = True
+        if event.phase != "train":
+            return
+        if event.point == "start":
+            self._start(event.state)
+        elif event.point == "fetched":
+            self._evaluated = False
+        elif event.point in ("step_done", "epoch_done"):
+            self._state, self._judged = event.state, self._evaluated
+            if self._due(event):
+                self._save(event.state, wait=not self._asynchronous)
+        elif event.point == "end" and self._state is not None:
+            self._save(self._state, wait=not self._asynchronous)
+        elif event.point in ("paused", "failed"):
+            self._end_early(event)
+
+    def _end_early(self, event: Event) -> None:
+        if event.state is None and event.error is not None:
+            event.error.add_note(f"The last checkpoint is {self.last}.")
+            return
+        self._finish()
+        self._judged = self._judged and event.state is self._state
+        self._save(event.state, wait=True)
+
+    def close(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            CheckpointError: it could not be.
+        """
+        try:
+            self._finish()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+                self._writer = None
+            self._state = self._saved = None
+
+    def _start(self, state: State) -> None:
+        make_ready(self.directory)
+        self._time, self._saved, self._state = time.monotonic(), None, None
+        self._evaluated = self._evaluation_due = self._judged = False
+        progress = state.progress.train
+        here = (progress.steps, progress.epochs)
+        later = [path.name for path in checkpoints(self.directory) if place(path)[:2] > here]
+        self._others = set(later)
+        if later:
+            warnings.warn(
+                f"{self.directory} has checkpoints of later steps than {progress.steps}, where this run starts: "
+                f"{', '.join(later[:3])}. They stay until it gets there, and resume would take the latest of them. "
+                "Train in another directory, or remove them.",
+                stacklevel=2,
+            )
+
+    def _due(self, event: Event) -> bool:
+        every_n_steps, every_n_epochs, every_minutes, on_evaluation = self._cadence
+        progress = event.state.progress.train
+        return bool(
+            (every_n_steps and event.point == "step_done" and progress.steps % every_n_steps == 0)
+            or (every_n_epochs and event.point == "epoch_done" and progress.epochs % every_n_epochs == 0)
+            or (every_minutes and time.monotonic() - self._time >= 60 * every_minutes)
+            or (on_evaluation and self._evaluation_due)
+        )
+
+    def _save(self, state: State, *, wait: bool) -> None:
+        self._finish()
+        if state is self._saved:
+            return
+        metrics = {phase: found for phase, found in numbers(state).items() if phase != "eval" or self._judged}
+        self._time, self._evaluation_due = time.monotonic(), False
+        if wait:
+            self._write(state, metrics)
+        else:
+            self._writer = self._writer or ThreadPoolExecutor(1, "checkpointer")
+            self._pending = self._writer.submit(self._write, state, metrics)
+        self._saved = state
+
+    def _finish(self) -> None:
+        """Wait for what is being written, and raise its error."""
+        pending, self._pending = self._pending, None
+        try:
+            if pending is not None:
+                pending.result()
+        except BaseException:
+            self._saved = None
+            raise
+
+    def _write(self, state: State, metrics: dict[str, dict[str, float]]) -> None:
+        path, again = self.directory / name(state), 0
+        while path.exists():
+            if _holds(path, state):
+                break
+            again += 1
+            path = self.directory / f"{name(state)}.{again}"
+        else:
+            save(path, state, metrics=metrics)
+        self._others = {other for other in self._others if place(self.directory / other)[:2] > place(path)[:2]}
+        self.last = path
+        self._prune()
+
+    def _prune(self) -> None:
+        keep, keep_best, metric, mode, phase = self._keeping
+        listed = [path for path in checkpoints(self.directory) if path.name not in self._others]
+        latest = {place(path)[0]: path for path in listed}
+        kept = set([*latest.values()][-keep:] if keep else latest.values())
+        if keep_best:
+            scores = {path: _score(path, metric, mode, phase) for path in latest.values()}
+            ranked = sorted((path for path in scores if scores[path] < float("inf")), key=lambda path: scores[path])
+            kept.update(ranked[:keep_best])
+        for path in listed:
+            if path not in kept:
+                remove(path)
+
+
+def _score(path: Path, metric: str, mode: Mode, phase: Phase) -> float:
+    try:
+        return score(inspect(path), metric, mode, phase)
+    except CheckpointError:
+        return float("inf")
+
+
+def _holds(path: Path, state: State) -> bool:
+    """Whether a checkpoint is whole and of this very state: a resumed run makes the states again that it made."""
+    try:
+        return trees.equal(restore(path, state), state)
+    except (CheckpointError, StructureError):
+        return False
