@@ -13,6 +13,7 @@ Example:
     >>> check_unit(unit, State(params=torch.zeros(2), key=key(0)), [1.0, 2.0])
 """
 
+from tnt_func.testing.accumulation import check_accumulation as check_accumulation
 from tnt_func.testing.calls import check_purity as check_purity
 from tnt_func.testing.calls import check_structure as check_structure
 from tnt_func.testing.composition import check_composition as check_composition

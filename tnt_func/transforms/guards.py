@@ -125,7 +125,8 @@ class GradientStats:
 def detect_anomaly(unit: U) -> U:
     """Where the backward pass makes a NaN, the step raises an error that names the operation; for debugging, slow.
 
-    torch also warns with the traceback of the forward call. Afterwards torch's own mode is as it was.
+    torch also warns with the traceback of the forward call. Afterwards torch's own mode is as it was. An overflow that
+    a loss scale would skip is found too.
 
     Args:
         unit: with any train step.
