@@ -238,7 +238,7 @@ def last(name: str) -> Metric:
 
 
 def _scalar(number: float) -> Tensor:
-    return torch.tensor(number, dtype=torch.float64)
+    return torch.scalar_tensor(number, dtype=torch.float64)
 
 
 def _entry(output: Output, name: str) -> Tensor:
@@ -262,4 +262,4 @@ def _entry(output: Output, name: str) -> Tensor:
             f"a metric reads output[{name!r}], which is {kind_of(value)}; it takes a number, a tensor or an array. "
             "Return one of these there, or name another entry."
         ) from error
-    return (number.detach() if number.requires_grad else number).to(torch.float64)
+    return (number.detach() if number.requires_grad else number).double()

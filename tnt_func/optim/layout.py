@@ -5,7 +5,8 @@ most parameters are, is taken apart by its keys at a twentieth of the price of a
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -20,6 +21,9 @@ T = TypeVar("T")
 Predicate: TypeAlias = Callable[[str], bool]
 """Of the path of a leaf, as `pytree.paths` spells it: `lambda path: "bias" in path`."""
 
+PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
+PLAIN = {*PLAIN_TENSORS, type(None)}
+_kind = operator.attrgetter("shape", "dtype", "device", "layout")
 _level: Callable[[], int | None] = torch._C._functorch.maybe_current_level  # pyright: ignore
 
 
@@ -50,7 +54,7 @@ class Layout:
         if type(tree) is not dict or len(tree) != len(self.structure):
             raise _other_layout(self, tree, name)
         try:
-            return [tree[key] for key in self.structure]
+            return list(map(tree.__getitem__, self.structure))
         except KeyError as error:
             raise _other_layout(self, tree, name) from error
 
@@ -71,7 +75,7 @@ def layout(params: PyTree) -> Layout:
         >>> layout([torch.ones(1), {"b": torch.zeros(1)}]).leaves
         [tensor([1.]), tensor([0.])]
     """
-    if type(params) is dict and all(leaf is None or isinstance(leaf, Tensor) for leaf in params.values()):
+    if type(params) is dict and PLAIN.issuperset(map(type, params.values())):
         return Layout(list(params.values()), tuple(params))
     leaves, structure = trees.flatten(params)
     if not all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves):
@@ -105,6 +109,10 @@ def check_grads(here: Layout, grads: list[Any], *, sparse: bool = False) -> None
         Traceback (most recent call last):
         tnt_func.errors.StructureError: grads['w'] is float32[3] and its parameter float32[2]; ...
     """
+    # Dynamo traces no attrgetter, and pays for no loop.
+    plain = not torch.compiler.is_compiling() and PLAIN_TENSORS.issuperset(map(type, (*here.leaves, *grads)))
+    if plain and list(map(_kind, here.leaves)) == list(map(_kind, grads)):
+        return
     for place, (leaf, grad) in enumerate(zip(here.leaves, grads, strict=True)):
         if grad is None:
             continue
@@ -139,6 +147,8 @@ def laid_out(tensors: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
         >>> laid_out([torch.ones(2, 3).T], [torch.ones(3, 2)])[0].stride()
         (2, 1)
     """
+    if all(map(Tensor.is_contiguous, tensors)) and all(map(Tensor.is_contiguous, like)):
+        return tensors
     return [
         tensor if tensor.stride() == other.stride() else torch.empty_like(other).copy_(tensor)
         for tensor, other in zip(tensors, like, strict=True)
@@ -176,7 +186,7 @@ def first_claim(predicates: Sequence[Predicate]) -> ByPath[int]:
     return ByPath(lambda path: next((n for n, claims in enumerate(predicates) if claims(path)), len(predicates)))
 
 
-def is_traced(hyperparameters: list[Any]) -> bool:
+def is_traced(hyperparameters: Iterable[Any]) -> bool:
     """Whether values must not be looked at: in `torch.compile` and `torch.func`, or where gradients are to flow back.
 
     Example:

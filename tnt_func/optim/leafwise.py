@@ -5,6 +5,7 @@ The rule is written once, out of place, for a single tensor: so it runs under `t
 one. Numbers are computed in float64 and cast at the end; parameters of fewer bits than float32 are updated in float32.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tnt_func.errors import UsageError
 from tnt_func.optim.base import Optimizer
-from tnt_func.optim.layout import Layout, check_grads, layout
+from tnt_func.optim.layout import PLAIN_TENSORS, Layout, check_grads, layout
 from tnt_func.optim.state import OptState, Settings
 from tnt_func.types import PyTree
 
@@ -22,7 +23,7 @@ Numbers: TypeAlias = Mapping[str, Any]
 KERNELS = {"cpu", "cuda"}
 kernels: Any = torch
 """Where the kernels for lists of tensors are, which torch does not declare."""
-PLAIN = {Tensor, torch.nn.Parameter}
+_requires_grad = operator.attrgetter("requires_grad")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,8 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
         old = [here.leaves, *(here.take(state.slots[name], f"opt_state.slots[{name!r}]") for name in rule.slots)]
         traced = settings.traced(state)
         values = settings.now(state, traced=traced)
-        holes = [leaf is None for leaf in grad]
-        count = state.slots["count"] + (torch.tensor(holes).logical_not() if any(holes) else 1)
+        there = [leaf is not None for leaf in grad]
+        count = state.slots["count"] + (1 if all(there) else torch.tensor(there))
         new = [[*column] for column in old]
         for t, places in _alike(grad, [0] * len(grad) if traced else count.tolist()):
             numbers = rule.numbers(values, count[places].double() if traced else t)
@@ -134,9 +135,9 @@ def _apply(rule: Rule, numbers: Numbers, grads: list[Tensor], old: list[list[Ten
 
 def _all_plain(columns: list[list[Tensor]]) -> bool:
     """Whether kernels may have the tensors: no subclasses, no gradients flowing back."""
-    differentiable = torch.is_grad_enabled()
-    return all(
-        type(leaf) in PLAIN and not (differentiable and leaf.requires_grad) for column in columns[:2] for leaf in column
+    held = [*columns[0], *columns[1]]
+    return PLAIN_TENSORS.issuperset(map(type, held)) and not (
+        torch.is_grad_enabled() and any(map(_requires_grad, held))
     )
 
 

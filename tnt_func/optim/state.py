@@ -7,6 +7,7 @@ Example:
     tensor(0.0001, dtype=torch.float64)
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeAlias
@@ -79,10 +80,10 @@ class Settings:
 
     def traced(self, state: OptState) -> bool:
         """Whether the values of the next update must not be looked at."""
-        held = [
-            part for value in state.hyperparameters.values() for part in (value if type(value) is tuple else [value])
-        ]
-        return is_traced(held)
+        if self._read[0] is state.hyperparameters:
+            return is_traced(())
+        values = (value if type(value) is tuple else (value,) for value in state.hyperparameters.values())
+        return is_traced(itertools.chain.from_iterable(values))
 
     def now(self, state: OptState, *, traced: bool) -> dict[str, Any]:
         """The values for the next update: numbers, or float64 tensors where they are traced."""
