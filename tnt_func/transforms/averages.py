@@ -104,8 +104,8 @@ def swa(unit: U, *, start_epoch: int = 0, every_n_epochs: int = 1, evaluate: boo
         dict_keys(['swa'])
 
     References:
-        Izmailov et al. 2018, https://arxiv.org/abs/1803.05407; torch.optim.swa_utils.AveragedModel: the same bits in
-        float32.
+        Izmailov et al. 2018, https://arxiv.org/abs/1803.05407; torch.optim.swa_utils.AveragedModel with
+        get_swa_multi_avg_fn(): the same bits in float32.
     """
     if start_epoch < 0 or every_n_epochs < 1:
         given = f"start_epoch={start_epoch}, every_n_epochs={every_n_epochs}"

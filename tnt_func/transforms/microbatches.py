@@ -61,11 +61,13 @@ def split_rows(batch: Batch, count: int) -> list[Batch]:
             f"microbatch was given {given}; it splits tensors of one first dimension, and shares numbers and None. "
             "Give tensors a row a sample, or write microbatch(unit, count, split=...) with a function of your own."
         )
+    if not rows:
+        return [batch]
     count = max(1, min([count, *(len(leaf) for leaf in rows.values())]))
     columns = [
         leaf.tensor_split(count) if isinstance(leaf, Tensor) and leaf.dim() > 0 else (leaf,) * count for leaf in leaves
     ]
-    return [trees.unflatten(part, structure) for part in zip(*columns, strict=True)] if columns else [batch]
+    return [trees.unflatten(part, structure) for part in zip(*columns, strict=True)]
 
 
 @typed
