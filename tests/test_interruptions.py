@@ -113,6 +113,16 @@ def test_a_pause_inside_an_evaluation_abandons_it_and_the_step_it_followed():
     assert paused.state.memory["count"] == 1
 
 
+@pytest.mark.parametrize("one_shot", ["train", "eval"])
+def test_a_pause_finishes_an_evaluation_where_an_iterator_could_not_give_its_batches_again(one_shot: str):
+    batches, judged = (iter(DATA), EVAL_DATA) if one_shot == "train" else (DATA, iter(EVAL_DATA))
+    every: dict[str, Any] = {"max_epochs": 1, "evaluate_every_n_steps": 2}
+    state = tnt.fit(FIT, START, batches, judged, **every, pause_when=asking(1))
+    assert state.progress == RunProgress(Progress(0, 2, 2), Progress(1, 2, 0))
+    state = tnt.fit(FIT, state, batches, judged, **every)
+    assert digest(state) == digest(tnt.fit(FIT, START, DATA, EVAL_DATA, **every))
+
+
 def test_a_pause_before_anything_is_done_gives_the_prepared_state():
     every: dict[str, Any] = {"max_epochs": 1, "evaluate_every_n_steps": 1, "pause_when": lambda: True}
     state = tnt.fit(FIT, START, DATA, EVAL_DATA, **every)

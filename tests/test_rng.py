@@ -208,6 +208,13 @@ def test_a_bit_generator_that_is_exchanged_inside_is_put_back():
     assert stand() == before
 
 
+def test_a_bit_generator_that_is_exchanged_inside_can_be_seeded_over():
+    with preserved():
+        legacy.set_bit_generator(legacy.Philox(1))
+        rng.seed(key(3))
+        assert legacy.random_sample() == legacy.RandomState(3).random_sample()
+
+
 @pytest.mark.parametrize("name", SCOPES)
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, StopIteration])
 def test_an_exception_restores_too_and_comes_through(name: str, error: type[BaseException]):

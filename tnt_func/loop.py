@@ -126,6 +126,7 @@ class Run:
     Args:
         state: the prepared state that the call begins with.
         pause_when: asked at resumable points and after evaluation steps.
+        abandons: whether an evaluation inside may be given up, to be done again with the step that it followed.
 
     Example:
         >>> from tnt_func.rng import key
@@ -133,8 +134,8 @@ class Run:
         []
     """
 
-    def __init__(self, state: State, pause_when: Callable[[], bool] | None = None):
-        self.last, self._pause_when = state, pause_when
+    def __init__(self, state: State, pause_when: Callable[[], bool] | None = None, *, abandons: bool = True):
+        self.last, self.abandons, self._pause_when = state, abandons, pause_when
 
     def done(self, point: Any, state: State, batch: Batch = None) -> Event:
         """The resumable event of a point."""
@@ -254,7 +255,8 @@ def evaluating(
         state = unit.hooks("step_end", unit.step(state, batch))
         yield Event(phase, "step_end", state, batch)
         state = state.replace(output=None)
-        run.ask()
+        if run.abandons:
+            run.ask()
     state = unit.close_epoch(state)
     yield Event(phase, "epoch_end", state)
     state = unit.hooks("end", state)

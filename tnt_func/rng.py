@@ -119,6 +119,9 @@ def seed(key: Key, draws: tuple[Generator, ...] = ALL) -> None:
             for generator in torch.cuda.default_generators:
                 generator.manual_seed(key.seed)
     if "numpy" in draws and (numpy := sys.modules.get("numpy")):
+        if type(numpy.random.get_bit_generator()) is not numpy.random.MT19937:
+            # Somebody put a generator of another kind there, whose draws would be others.
+            numpy.random.set_bit_generator(numpy.random.MT19937(0))
         numpy.random.seed(key.seed & 0xFFFFFFFF)
     if "random" in draws:
         random.seed(key.seed)

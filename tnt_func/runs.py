@@ -171,7 +171,7 @@ def fit(
             given, else never.
         evaluate_every_n_steps: after every n-th step of the lifetime; 0 and None are never.
         pause_when: as in `train`; asked after evaluation steps too, where it abandons the evaluation and the step it
-            followed, which are done again on resume.
+            followed, which are done again on resume. Where data is an iterator, evaluations are finished first.
 
     Returns:
         The state of the last event.
@@ -317,7 +317,10 @@ def _training(
 ) -> Iterator[Event]:
     _check_surroundings()
     unit = attach(unit, *callbacks)
-    run = Run(prepare(unit, state), pause_when)
+    # An iterator does not give the batches again that a pause inside an evaluation takes back.
+    run = Run(
+        prepare(unit, state), pause_when, abandons=not any(isinstance(read, Iterator) for read in (data, eval_data))
+    )
     cursor = Cursor(data, "train", kept)
     if not allow_inexact_resume:
         check_resume(data, run.last.memory[RESERVED], run.last.progress.train, "train")
