@@ -16,11 +16,13 @@ Example:
 from tnt_func.testing.accumulation import check_accumulation as check_accumulation
 from tnt_func.testing.calls import check_purity as check_purity
 from tnt_func.testing.calls import check_structure as check_structure
+from tnt_func.testing.checkpoint import check_checkpoint as check_checkpoint
 from tnt_func.testing.composition import check_composition as check_composition
 from tnt_func.testing.composition import check_metric as check_metric
 from tnt_func.testing.grammar import check_events as check_events
 from tnt_func.testing.grammar import check_grammar as check_grammar
 from tnt_func.testing.oracle import check_oracle as check_oracle
+from tnt_func.testing.pipelines import check_pipeline as check_pipeline
 from tnt_func.testing.resume import check_resume as check_resume
 from tnt_func.testing.runs import check_determinism as check_determinism
 from tnt_func.testing.runs import check_evaluation as check_evaluation
