@@ -174,10 +174,10 @@ def mean(name: str, *, weight: str | None = None) -> Metric:
     one = _scalar(1.0)
 
     def of(output: Output) -> Mean:
-        value = _entry(output, name)
+        value = _number(output, name)
         if weight is None:
             return Mean(value, one)
-        share = _entry(output, weight)
+        share = _number(output, weight)
         return Mean(value * share, share)
 
     return Metric(lambda: Mean(_scalar(0.0), _scalar(0.0)), of)
@@ -193,8 +193,8 @@ def total(name: str, *, weight: str | None = None) -> Metric:
     """
 
     def of(output: Output) -> Total:
-        value = _entry(output, name)
-        return Total(value if weight is None else value * _entry(output, weight))
+        value = _number(output, name)
+        return Total(value if weight is None else value * _number(output, weight))
 
     return Metric(lambda: Total(_scalar(0.0)), of)
 
@@ -207,7 +207,7 @@ def minimum(name: str) -> Metric:
         >>> minimum("loss").of({"loss": 0.5}).merge(minimum("loss").of({"loss": 0.25})).value()
         tensor(0.2500, dtype=torch.float64)
     """
-    return Metric(lambda: Minimum(_scalar(float("inf"))), lambda output: Minimum(_entry(output, name)))
+    return Metric(lambda: Minimum(_scalar(float("inf"))), lambda output: Minimum(_number(output, name)))
 
 
 @typed
@@ -218,7 +218,7 @@ def maximum(name: str) -> Metric:
         >>> maximum("loss").empty().value()
         tensor(-inf, dtype=torch.float64)
     """
-    return Metric(lambda: Maximum(_scalar(float("-inf"))), lambda output: Maximum(_entry(output, name)))
+    return Metric(lambda: Maximum(_scalar(float("-inf"))), lambda output: Maximum(_number(output, name)))
 
 
 @typed
@@ -231,7 +231,7 @@ def last(name: str) -> Metric:
     """
 
     def of(output: Output) -> Last:
-        value = _entry(output, name)
+        value = _number(output, name)
         return Last(value, torch.ones_like(value, dtype=torch.bool))
 
     return Metric(lambda: Last(_scalar(float("nan")), torch.tensor(False)), of)
@@ -241,7 +241,16 @@ def _scalar(number: float) -> Tensor:
     return torch.scalar_tensor(number, dtype=torch.float64)
 
 
-def _entry(output: Output, name: str) -> Tensor:
+def entry(output: Output, name: str) -> Any:
+    """What a step's output has under a name, as it is.
+
+    Raises:
+        ContractError: the output is no mapping, or has no such entry.
+
+    Example:
+        >>> entry({"loss": 2.0, "num_samples": 32}, "num_samples")
+        32
+    """
     if type(output) is not dict and not isinstance(output, Mapping):
         raise ContractError(
             f"the step returned {kind_of(output)} as its output, and a metric reads output[{name!r}]; the output of a "
@@ -252,7 +261,11 @@ def _entry(output: Output, name: str) -> Tensor:
         raise ContractError(
             f"a metric reads output[{name!r}], and the step's output has {have}. Return it, or name one of those."
         )
-    value = cast(Any, output[name])
+    return cast(Any, output[name])
+
+
+def _number(output: Output, name: str) -> Tensor:
+    value = entry(output, name)
     if isinstance(value, (int, float)):
         return _scalar(value)
     try:
