@@ -88,8 +88,9 @@ def test_swa_counts_every_so_many_epochs_and_evaluates_the_parameters_before_the
     ]
     assert [count for count, _, _ in seen] == [0, 0, 1, 1, 2]
     plain, _ = supervised()
-    for _, loss, after in seen:
-        state = tnt.evaluate(plain.eval_unit, T.averaged(after, "swa"), data)
+    for count, loss, after in seen:
+        params = after.memory["swa"]["params"] if count else after.params
+        state = tnt.evaluate(plain.eval_unit, after.replace(params=params), data)
         assert tnt.metrics.compute(state, "eval")["loss"] == loss
 
 
