@@ -6,9 +6,9 @@ process or the machine dies, what has the name is whole.
 
 import contextlib
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,7 @@ import torch
 from tnt_func.checkpoint.manifest import Manifest
 from tnt_func.checkpoint.parts import parts
 from tnt_func.checkpoint.tensors import check, write
-from tnt_func.checkpoint.values import encode
-from tnt_func.errors import CheckpointError, StructureError, UsageError, UsageTypeError
+from tnt_func.errors import CheckpointError, StructureError, UsageError, kind_of
 from tnt_func.state import State
 from tnt_func.types import typed
 
@@ -116,10 +115,11 @@ def _numbers(accumulators: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 def _check_leaf(name: str, leaf: Any) -> None:
     if isinstance(leaf, torch.Tensor):
         return check(name, leaf)
-    try:
-        encode(leaf)
-    except UsageTypeError as error:
-        raise StructureError(f"state{name} is no leaf of a checkpoint: {error}") from error
+    if type(leaf) not in (type(None), bool, int, float, str):
+        raise StructureError(
+            f"state{name} is {leaf!r}, {kind_of(leaf)}; a checkpoint holds tensors, None, bool, int, float, str, and no "
+            "subclasses of these, which would come back as another type. Convert it: float(x), int(x), str(x)."
+        )
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ def _appear(path: Path, fill: Callable[[Path], None]) -> None:
     """Make a directory that is there with all that `fill` puts into it, or is not there."""
     folder = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=path.parent))
+        folder = _hidden(path.parent)
         fill(folder)
         _sync(folder)
         folder.rename(path)
@@ -150,6 +150,13 @@ def _appear(path: Path, fill: Callable[[Path], None]) -> None:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hidden(directory: Path) -> Path:
+    """A new directory inside one that exists, with the permissions that any new directory gets."""
+    folder = directory / f"{HIDDEN}{secrets.token_hex(8)}"
+    folder.mkdir()
+    return folder
 
 
 def _sync(folder: Path) -> None:
@@ -168,7 +175,7 @@ def make_ready(directory: Path) -> None:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        Path(tempfile.mkdtemp(prefix=HIDDEN, dir=directory))
+        _hidden(directory)
         for left in directory.glob(f"{HIDDEN}*"):
             shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
@@ -186,7 +193,7 @@ def remove(path: Path) -> None:
         CheckpointError: it cannot be renamed.
     """
     try:
-        hidden = Path(tempfile.mkdtemp(prefix=HIDDEN, dir=path.parent))
+        hidden = _hidden(path.parent)
         path.rename(hidden / path.name)
     except OSError as error:
         raise CheckpointError(f"the checkpoint {path} could not be removed: {error}.") from error
