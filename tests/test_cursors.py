@@ -105,6 +105,21 @@ def test_lists_are_held_where_numpy_is_not_loaded(monkeypatch: pytest.MonkeyPatc
     assert not Cursor([1], "train").draws and Cursor(iter([1]), "train").draws
 
 
+@pytest.mark.filterwarnings("ignore:.set_vital. is deprecated:UserWarning")  # torchdata 0.11 calls it
+def test_a_stateful_loader_is_read_as_a_plain_one():
+    """Its own memory is neither used nor needed: the run's key and position say where it stands."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
+    for sampler in (None, RandomSampler(ITEMS)):
+        loader = stateful.StatefulDataLoader(ITEMS, batch_size=2, sampler=sampler)
+        whole = [*tnt.batches(DataLoader(ITEMS, batch_size=2, sampler=sampler), at(0, epochs=1))]
+        check_resume(loader, describe(loader), Progress(1, 12, 2), "train")
+        for start in (0, 2, 3):
+            assert trees.equal([*tnt.batches(loader, at(start, epochs=1))], whole[start:])
+    shuffled = stateful.StatefulDataLoader(ITEMS, batch_size=2, shuffle=True)
+    with pytest.raises(ResumeError, match="generator=, .*: write sampler=torch.utils.data.RandomSampler"):
+        check_resume(shuffled, BLANK, Progress(0, 1, 1), "train")
+
+
 @pytest.mark.parametrize("name", DRAWN)
 def test_what_is_drawn_is_a_function_of_key_epoch_and_position(name: str):
     before = stand()

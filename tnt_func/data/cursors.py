@@ -154,7 +154,7 @@ def describe(data: Any) -> dict[str, Any]:
         >>> describe([1, 2, 3])
         {'type': 'list', 'length': 3, 'batch_size': -1, 'num_workers': -1, 'sampler': ''}
     """
-    note = {**BLANK, "type": type(data).__name__}
+    note = {**BLANK, "type": _kind(data)}
     if isinstance(data, DataLoader):
         batching = data.batch_size is not None
         note["batch_size"] = data.batch_size if batching else -1
@@ -165,6 +165,11 @@ def describe(data: Any) -> dict[str, Any]:
     except TypeError:
         return note
     return note
+
+
+def _kind(data: Any) -> str:
+    # A pipeline's batches are the same with workers and without.
+    return "Pipeline" if isinstance(data, Pipeline) else type(data).__name__
 
 
 def check_resume(data: Any, noted: Mapping[str, Any], progress: Progress, phase: Phase) -> None:
@@ -190,7 +195,7 @@ def check_resume(data: Any, noted: Mapping[str, Any], progress: Progress, phase:
     if reason := _own_randomness(data):
         raise ResumeError(
             f"the {phase} DataLoader has {reason}, whose state no checkpoint holds, and the run continues after "
-            f"{progress.steps} steps; what a loader draws comes from the run's key. Leave that argument out, {anyway}"
+            f"{progress.steps} steps; what a loader draws comes from the run's key. {_without(data)}, {anyway}"
         )
     current = describe(data)
     changed = [name for name in current if noted[name] != current[name]]
@@ -216,6 +221,12 @@ def _own_randomness(data: Any) -> str | None:
         if any(callable(getattr(sampler, method, None)) for method in ("state_dict", "set_epoch")):
             return f"a {type(sampler).__name__} with memory of its own"
     return None
+
+
+def _without(loader: DataLoader[Any]) -> str:
+    if type(loader.sampler).__module__.startswith("torchdata.") and loader.generator is None:
+        return "torchdata keeps a generator where shuffle=True: write sampler=torch.utils.data.RandomSampler(dataset)"
+    return "Leave that argument out"
 
 
 def _holds_its_batches(data: Any) -> bool:

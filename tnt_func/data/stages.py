@@ -12,9 +12,11 @@ Example:
 """
 
 import itertools
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from mmap import mmap
 from typing import Any, NamedTuple
 
 import torch
@@ -111,6 +113,37 @@ class Table(Stage):
 
     def read(self, epoch: int, indices: Indices) -> Columns:
         return Columns(_gather(self.columns, tensor(indices)))
+
+    def __reduce__(self) -> Any:
+        return _table, (_over_leaves(_closed, self.columns), self.length, self.stream)
+
+
+class _File(NamedTuple):
+    """A mapped file, as it is sent to a process: NumPy would send what is in it."""
+
+    name: str
+    dtype: Any
+    offset: int
+    shape: tuple[int, ...]
+
+
+def _table(columns: Any, length: int, stream: Stream | None) -> Table:
+    return Table(_over_leaves(_opened, columns), length, stream)
+
+
+def _closed(column: Any) -> Any:
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(column) is not numpy.memmap or not isinstance(column.base, mmap) or column.mode != "r":
+        return column
+    return _File(column.filename, column.dtype, column.offset, column.shape) if column.flags.c_contiguous else column
+
+
+def _opened(column: Any) -> Any:
+    if not isinstance(column, _File):
+        return column
+    import numpy
+
+    return numpy.memmap(column.name, column.dtype, "r", column.offset, column.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,14 +328,21 @@ def tensor(indices: Indices) -> torch.Tensor:
     return torch.arange(indices.start, indices.stop, indices.step)
 
 
+def _over_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    if type(tree) is tuple:
+        return tuple(_over_leaves(function, column) for column in tree)
+    if type(tree) is dict:
+        return {name: _over_leaves(function, column) for name, column in tree.items()}
+    return function(tree)
+
+
 def _gather(tree: Any, indices: torch.Tensor) -> Any:
-    if isinstance(tree, tuple):
-        return tuple(_gather(column, indices) for column in tree)
-    if isinstance(tree, dict):
-        return {name: _gather(column, indices) for name, column in tree.items()}
-    if isinstance(tree, torch.Tensor):
-        return tree.index_select(0, indices.to(tree.device))
-    return tree[indices.numpy()]
+    def taken(column: Any) -> Any:
+        if isinstance(column, torch.Tensor):
+            return column.index_select(0, indices.to(column.device))
+        return column[indices.numpy()]
+
+    return _over_leaves(taken, tree)
 
 
 def _rows(tree: Any) -> list[Any]:
