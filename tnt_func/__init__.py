@@ -13,6 +13,7 @@ from tnt_func import observers as observers
 from tnt_func import optim as optim
 from tnt_func import pausing as pausing
 from tnt_func import pytree as pytree
+from tnt_func import replay as replay
 from tnt_func import rng as rng
 from tnt_func import schedules as schedules
 from tnt_func import transforms as transforms
