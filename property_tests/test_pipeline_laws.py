@@ -51,7 +51,7 @@ DRAWS: dict[Any, tuple[Generator, ...]] = {noisy: rng.ALL, torch_noisy: ("torch"
 
 
 @st.composite
-def sources(draw: st.DrawFn) -> Elements:
+def sources(draw: st.DrawFn, name: str = "source") -> Elements:
     length, key = draw(st.integers(1, 7)), draw(keys)
     kind = draw(st.sampled_from(("list", "range", "tensors", "dict", "array", "dataset", "buckets")))
     if kind == "tensors":
@@ -61,17 +61,17 @@ def sources(draw: st.DrawFn) -> Elements:
     if kind == "array":
         return source(np.arange(float(length)), key)
     if kind == "dataset":
-        return source(Drawing(length), key)
+        return source(Drawing(length), key, name=name)
     if kind == "buckets":
         lengths = [draw(st.integers(1, 4)) for _ in range(length)]
         chosen = draw(st.sampled_from((None, key)))
-        return source(range(length), key).bucket(lengths, [2, 3], draw(st.integers(1, 3)), chosen)
+        return source(range(length), key).bucket(lengths, [2, 3], draw(st.integers(1, 3)), chosen, name=name)
     return source(range(length) if kind == "range" else [*"abcdefg"[:length]], key)
 
 
 @st.composite
 def pipelines(draw: st.DrawFn, most: int = 4, made_of: int = 1) -> Elements:
-    elements = draw(sources())
+    elements = draw(sources(f"source {made_of}"))
     for number in range(draw(st.integers(0, most))):
         length, named = len(elements), {"name": f"{made_of}.{number}", "key": draw(keys)}
         step = draw(st.sampled_from(("shuffle", "map", "batch", "repeat", "take", "shard", "zip", "mix")))
@@ -94,10 +94,10 @@ def pipelines(draw: st.DrawFn, most: int = 4, made_of: int = 1) -> Elements:
         elif step == "zip":
             elements = elements.zip(elements.map(torch_noisy, draws=("torch",), **named))
         elif step == "mix" and made_of == 1:
-            members = {"first": elements, "second": draw(pipelines(2, 2))}
+            members = {"first": elements, "second": draw(pipelines(2, 2 + number))}
             how = draw(st.sampled_from(("round_robin", "weighted", "in_order", "all")))
             stop = draw(st.sampled_from(("longest", "shortest", "restart", 5))) if how != "in_order" else "longest"
-            more: Any = {"weights": {"first": 2, "second": 1}, "key": draw(keys)} if how == "weighted" else {}
+            more: Any = {"weights": {"first": 2, "second": 1}, **named} if how == "weighted" else {}
             elements = mix(members, how, stop=stop, **more)
     return elements
 

@@ -36,6 +36,14 @@ def augment(x: torch.Tensor) -> torch.Tensor:
     return x * torch.rand(2) + np.random.rand() - random.random()
 
 
+class Dice:
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> float:
+        return random.random()
+
+
 # What the methods make
 
 
@@ -105,6 +113,15 @@ def test_two_maps_under_one_key_do_not_draw_alike():
     both = source([0]).map(crop, KEY).map(lambda x: (x, flip(x)), KEY, name="flip")
     ((a, b),) = given(both)
     assert all(x != y for x, y in zip(a, b, strict=True))
+
+
+def test_two_sources_under_one_key_are_told_apart_by_name():
+    dice = [source(Dice(), KEY, name=name) for name in ("a", "b")]
+    ((a, b), *_) = given(dice[0].zip(dice[1]))
+    assert a != b
+    with pytest.raises(UsageError, match="under the name 'source'.* name='source_2'"):
+        source(Dice(), KEY).zip(source(Dice(), KEY))
+    assert len(given(source([1], KEY).zip(source([2], KEY)))) == 1
 
 
 def test_a_map_draws_the_same_wherever_it_stands():

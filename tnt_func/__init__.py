@@ -7,6 +7,7 @@ hands every intermediate state out as an event.
 from tnt_func import asserts as asserts
 from tnt_func import callbacks as callbacks
 from tnt_func import checkpoint as checkpoint
+from tnt_func import data as data
 from tnt_func import errors as errors
 from tnt_func import metrics as metrics
 from tnt_func import observers as observers

@@ -18,7 +18,7 @@ Example:
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ class Cursor:
         self.draws = not _holds_its_batches(data)
         self._used_up = self._opened = False
 
-    def epoch(self, state: State) -> Iterator[Batch]:
+    def epoch(self, state: State) -> Generator[Batch, None, None]:
         """The batches of the open or next epoch, from the state's position on. The data is first touched by `next`.
 
         Raises:
@@ -92,12 +92,12 @@ class Cursor:
             return self._held(progress)
         return self._read(progress, rng.fold_in(state.key, self.phase))
 
-    def _held(self, progress: Progress) -> Iterator[Batch]:
+    def _held(self, progress: Progress) -> Generator[Batch, None, None]:
         if len(self.data) < progress.steps_in_epoch:
             raise self._too_short(len(self.data), progress)
         yield from itertools.islice(self.data, progress.steps_in_epoch, None)
 
-    def _read(self, progress: Progress, key: rng.Key) -> Iterator[Batch]:
+    def _read(self, progress: Progress, key: rng.Key) -> Generator[Batch, None, None]:
         start = progress.steps_in_epoch
         opening = rng.fold_in(rng.fold_in(key, "iter"), progress.epochs)
         iterator, first = rng.drawing(opening, rng.ALL, self.kept, self._open, progress)

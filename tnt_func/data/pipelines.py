@@ -281,6 +281,7 @@ def mix(
     stop: Stop = "longest",
     weights: Mapping[str, int | float] | None = None,
     key: Key | None = None,
+    name: str = "mix",
 ) -> Elements:
     """Several pipelines as one; an element is {name: element}, so that a step can tell whose it is.
 
@@ -293,7 +294,7 @@ def mix(
             members anew, with draws of their next epoch, until all have ended once; a number is how many elements an
             epoch has, members beginning anew. "in_order" knows "longest" only.
         weights: of "weighted", positive, by name.
-        key: of "weighted".
+        key, name: of "weighted": what its order is drawn from.
 
     Raises:
         UsageError: the arguments do not go together.
@@ -327,7 +328,7 @@ def mix(
     if how == "all":
         return _made(Together(names, stages, stop))
     shares = [1.0] * len(names) if weights is None else [weights[name] for name in names]
-    stream = None if key is None else Stream(key, "mix", ())
+    stream = None if key is None else Stream(key, name, ())
     return _made(Interleaved(names, stages, how, stretches(how, [*map(len, stages)], shares, stop), stream))
 
 
@@ -340,7 +341,7 @@ def _made(stage: Stage) -> Elements:
         )
     taken = dict[tuple[Key, str], Stage]()
     for found in lineage(stage):
-        if found.stream is None:
+        if found.stream is None or not (found.stream.draws or isinstance(found, Shuffle | Bucket | Interleaved)):
             continue
         key, name, _ = found.stream
         other = taken.setdefault((key, name), found)

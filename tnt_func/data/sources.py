@@ -37,7 +37,9 @@ class InBulk(Protocol):
 
 
 @typed
-def source(data: Any, key: Key | None = None, *, draws: tuple[Generator, ...] | None = None) -> Elements:
+def source(
+    data: Any, key: Key | None = None, *, draws: tuple[Generator, ...] | None = None, name: str = "source"
+) -> Elements:
     """A pipeline of what there is.
 
     Args:
@@ -47,6 +49,7 @@ def source(data: Any, key: Key | None = None, *, draws: tuple[Generator, ...] | 
         draws: the global generators that a dataset's `__getitem__` draws from, as augmentations in it do. None is all
             three for a dataset, which then needs a key, and none for arrays, lists, tuples, ranges and a TensorDataset,
             which run no code of yours.
+        name: what the key is folded with.
 
     Raises:
         UsageTypeError: it cannot be indexed: an iterable dataset, a sampler, a loader, an iterator.
@@ -70,7 +73,7 @@ def source(data: Any, key: Key | None = None, *, draws: tuple[Generator, ...] | 
                 f"source(...) was given columns of {sorted(lengths)} rows; a row is one element of each. Write "
                 "source(columns) of tensors that have the same first dimension."
             )
-        stage = Table(data, lengths.pop(), None if key is None else Stream(key, "source", ()))
+        stage = Table(data, lengths.pop(), None if key is None else Stream(key, name, ()))
         return _filled(stage)
     refused = isinstance(data, str | bytes | Mapping | DataLoader | Sampler | IterableDataset | torch.Tensor)
     if refused or not isinstance(data, Indexed):
@@ -85,7 +88,7 @@ def source(data: Any, key: Key | None = None, *, draws: tuple[Generator, ...] | 
             "source(dataset, tnt.key(0)), or source(dataset, draws=()) if it draws nothing."
         )
     bulk = data.__getitems__ if isinstance(data, InBulk) and not draws else None
-    return _filled(Items(data, bulk, None if key is None else Stream(key, "source", draws)))
+    return _filled(Items(data, bulk, None if key is None else Stream(key, name, draws)))
 
 
 @typed

@@ -235,12 +235,14 @@ def _bag(elements: Iterable[Any]) -> list[str]:
 
 
 def _joined(pieces: Sequence[Any]) -> Any:
-    """Parts of a batch put together again: rows of tensors, items of lists."""
+    """Parts of a batch put together again: rows of tensors, items of lists, each of a tuple or dict by itself."""
     first = pieces[0]
     if isinstance(first, torch.Tensor):
         return torch.cat(list(pieces))
     if isinstance(first, Mapping):
         return {name: _joined([piece[name] for piece in pieces]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(_joined(column) for column in zip(*pieces, strict=True))
     return [item for piece in pieces for item in piece]
 
 
