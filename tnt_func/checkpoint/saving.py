@@ -117,8 +117,8 @@ def _check_leaf(name: str, leaf: Any) -> None:
         return check(name, leaf)
     if type(leaf) not in (type(None), bool, int, float, str):
         raise StructureError(
-            f"state{name} is {leaf!r}, {kind_of(leaf)}; a checkpoint holds tensors, None, bool, int, float, str, and no "
-            "subclasses of these, which would come back as another type. Convert it: float(x), int(x), str(x)."
+            f"state{name} is {leaf!r}, {kind_of(leaf)}; a checkpoint holds tensors, None, bool, int, float, str, and "
+            "no subclasses of these, which would come back as another type. Convert it: float(x), int(x), str(x)."
         )
 
 
