@@ -44,6 +44,25 @@ def huggingface(lines: list[str]) -> None:
     assert float(lines[-1].removeprefix("held-out accuracy ")) >= 0.9
 
 
+def digits_cnn(lines: list[str]) -> None:
+    assert float(lines[-1].removeprefix("held-out accuracy ")) >= 0.97
+
+
+def char_gpt(lines: list[str]) -> None:
+    assert lines[-3].endswith(" tokens per second") and len(lines[-2]) > 160
+    assert float(lines[-1].removeprefix("loss ")) < 2.1
+
+
+def gan(lines: list[str]) -> None:
+    assert float(lines[-2].removeprefix("points on a cloud ")) >= 0.6
+    assert lines[-1] == "clouds found 8 of 8"
+
+
+def finetune(lines: list[str]) -> None:
+    scratch, tuned = float(lines[0].removeprefix("from scratch ")), float(lines[-1].removeprefix("held-out accuracy "))
+    assert tuned >= 0.9 and tuned > scratch
+
+
 EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "quickstart.py": quickstart,
     "four_levels.py": four_levels,
@@ -51,6 +70,10 @@ EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "digits_mlp.py": digits_mlp,
     "through_training.py": through_training,
     "huggingface.py": huggingface,
+    "digits_cnn.py": digits_cnn,
+    "char_gpt.py": char_gpt,
+    "gan.py": gan,
+    "finetune.py": finetune,
 }
 
 
