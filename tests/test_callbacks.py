@@ -253,7 +253,7 @@ def test_a_callback_itself_must_return_the_state_and_so_must_what_returns_anythi
     unit, state = fitting()
     for callback, kind in (
         (Callback(name="c", on_train_start=print), "None"),  # pyright: ignore[reportArgumentType]
-        (callbacks.lambda_callback(on_train_start=lambda state: 3), "an int"),  # pyright: ignore
+        (callbacks.lambda_callback(on_train_start=lambda state: 0), "an int"),  # pyright: ignore
     ):
         with pytest.raises(ContractError, match=f"on_train_start returned {kind}; a hook takes a State and returns"):
             tnt.fit(unit, state, DATA, DATA, max_epochs=1, callbacks=[callback])

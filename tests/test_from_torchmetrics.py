@@ -183,6 +183,19 @@ def test_states_merge_by_their_own_reductions(default: float, reduction: Any, va
     torch.testing.assert_close(float(merged.value()), value)
 
 
+def test_what_a_metric_keeps_or_writes_is_not_the_outputs_nor_the_accumulators():
+    """A state that is the very input; a compute that works in place."""
+
+    class Working(Folding):
+        def compute(self) -> torch.Tensor:
+            return self.state.add_(1.0)
+
+    x = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    accumulator = from_torchmetrics(Working(0.0, "mean"), x="x").of({"x": x})
+    assert not accumulator.states["state"].requires_grad
+    assert [float(accumulator.value()) for _ in range(2)] == [3.0, 3.0] and float(x.detach()) == 2.0
+
+
 def test_a_reduction_that_is_none_of_its_states_is_found_out():
     """Negative control: summed as if it were a sum, while `update` takes the last."""
 
