@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BENCHMARKS_VENV := .venv-benchmarks
 INSTALL := python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fuzz benchmarks clean
+.PHONY: demo test fuzz torture benchmarks clean
 
 # Train, pause, resume and evaluate: the first example.
 demo: $(VENV)/demo-installed
@@ -25,6 +25,11 @@ fuzz: $(VENV)/dev-installed
 	@seed=$${SEED:-$$($(BIN)/python -c 'import random; print(random.getrandbits(32))')}; \
 	echo "make fuzz SEED=$$seed"; \
 	$(BIN)/pytest -n $(JOBS) property_tests --hypothesis-profile=fuzz --hypothesis-seed=$$seed
+
+# A training run killed with SIGKILL at 200 random moments, alone and with its workers; SEED=... repeats them.
+torture: $(VENV)/dev-installed
+	@seed=$${SEED:-$$($(BIN)/python -c 'import random; print(random.getrandbits(32))')}; \
+	OMP_NUM_THREADS=1 $(BIN)/python tests/checkpoint_runs.py torture --kills 200 --seed $$seed
 
 # Ratios against TorchTNT, Ignite and Lightning, in an environment of their own.
 benchmarks: $(BENCHMARKS_VENV)/installed

@@ -7,6 +7,7 @@ python tests/checkpoint_runs.py torture           kill -9 at random moments, res
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import os
@@ -26,15 +27,18 @@ from torch.utils.data import DataLoader, Dataset
 
 import tnt_func as tnt
 
-EPOCHS, BATCHES = 3, 6
+EPOCHS, BATCHES, EVAL_BATCHES = 3, 5, 2
 WORKERS = (0, 2)
 
 
 class Augmented(Dataset[Any]):
     """Rows with noise from every generator."""
 
+    def __init__(self, batches: int):
+        self.batches = batches
+
     def __len__(self) -> int:
-        return 8 * BATCHES
+        return 8 * self.batches
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         row = torch.sin(torch.arange(4.0) * (index + 1))
@@ -42,8 +46,8 @@ class Augmented(Dataset[Any]):
         return row + 0.1 * noise, row.sum()[None]
 
 
-def loader(workers: int = 0) -> DataLoader[Any]:
-    return DataLoader(Augmented(), batch_size=8, shuffle=True, num_workers=workers)
+def loader(batches: int, workers: int = 0) -> DataLoader[Any]:
+    return DataLoader(Augmented(batches), batch_size=8, shuffle=True, num_workers=workers)
 
 
 def prepared() -> tuple[tnt.FitUnit, tnt.State]:
@@ -62,7 +66,7 @@ OPTIONS: dict[str, Any] = {"max_epochs": EPOCHS, "evaluate_every_n_steps": 4, "e
 
 
 def events(state: tnt.State, pause_when: Callable[[], bool] | None = None) -> Iterator[tnt.Event]:
-    return tnt.fit_events(prepared()[0], state, loader(), loader(), **OPTIONS, pause_when=pause_when)
+    return tnt.fit_events(prepared()[0], state, loader(BATCHES), loader(EVAL_BATCHES), **OPTIONS, pause_when=pause_when)
 
 
 def run(directory: Path, workers: int = 0, asynchronous: bool = False, pause_after: int = -1) -> str:
@@ -71,7 +75,15 @@ def run(directory: Path, workers: int = 0, asynchronous: bool = False, pause_aft
     unit, like = prepared()
     state, asked = tnt.checkpoint.resume(directory, like), itertools.count()
     pause_when = tnt.pausing.until(lambda: next(asked) == pause_after)
-    state = tnt.fit(unit, state, loader(workers), loader(), **OPTIONS, observers=[saving], pause_when=pause_when)
+    state = tnt.fit(
+        unit,
+        state,
+        loader(BATCHES, workers),
+        loader(EVAL_BATCHES),
+        **OPTIONS,
+        observers=[saving],
+        pause_when=pause_when,
+    )
     return tnt.digest(state)
 
 
@@ -118,9 +130,14 @@ def forked(work: Callable[[], Any], kill_after: float | None = None, group: bool
     if kill_after is not None:
         time.sleep(kill_after)
         (os.killpg if group else os.kill)(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        # A worker whose parent died before it looked would wait for ever, with its end of the pipe open.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
     with os.fdopen(mouth) as pipe:
         said = pipe.read()
-    os.waitpid(child, 0)
+    if kill_after is None:
+        os.waitpid(child, 0)
     return said, time.monotonic() - began
 
 
