@@ -123,10 +123,10 @@ def _runs(a: Record, b: Record) -> Difference | None:
         other, pair = theirs[where]
         seen = {"batches": (row.batch, pair.batch), "numbers": (row.numbers, pair.numbers)}
         seen["states"] = (row.digest, pair.digest)
-        differing = [f"{what} differ" for what, (x, y) in seen.items() if None not in (x, y) and x != y]
+        differing = [what for what, (x, y) in seen.items() if None not in (x, y) and x != y]
         if differing and first is None:
-            first = row.step, " and ".join(differing)
-        if first is not None and "states differ" in differing:
+            first = row.step, f"{', '.join(differing)} differ"
+        if first is not None and "states" in differing:
             return _named(first, row.step, a.marks_at(index), b.marks_at(other))
     extra = [row for where, (_, row) in theirs.items() if row.counts and where not in ours]
     if first is None and extra:

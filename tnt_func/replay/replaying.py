@@ -116,7 +116,7 @@ class Rerun:
                 state, progress = event.state, event.state.progress.train
                 if (progress.steps, progress.epochs) != rows[at].place:
                     raise Strayed(
-                        f"the record goes on to step {rows[at].step} with {rows[at].epoch} epochs done, and the replayed "
+                        f"the record goes on to step {rows[at].step} with {rows[at].epoch} epochs, and the replayed "
                         f"run to step {progress.steps} with {progress.epochs}"
                     )
                 stepped = event.point == "step_done"
