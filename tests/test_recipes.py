@@ -148,6 +148,23 @@ def test_metrics_are_scored_in_training_and_evaluation_and_prediction_gives_outp
     assert pytree.equal(outputs, [module(x).detach() for x, _ in data])
 
 
+def test_a_metric_reads_the_output_and_the_targets_of_every_step():
+    given = {"right": tnt.metrics.confusion_matrix(task="multiclass", num_classes=2), "share": share_of_ones}
+    unit, state = tnt.supervised(network(), F.cross_entropy, optim.sgd(0.1), key=tnt.key(0), metrics=given)
+    data = batches(3)
+    whole = tnt.metrics.compute(tnt.evaluate(unit.eval_unit, state, data), "eval")
+    assert unit.predict_unit is not None
+    outputs = torch.cat(tnt.predict(unit.predict_unit, state, data)[1]).argmax(-1)
+    targets = torch.cat([y for _, y in data])
+    counted = torch.stack([torch.stack([((targets == a) & (outputs == b)).sum() for b in (0, 1)]) for a in (0, 1)])
+    assert torch.equal(whole["right"], counted) and whole["share"] == (outputs == 1).double().mean()
+    check_unit(unit, state, data)
+
+
+def share_of_ones(output: Tensor, targets: Tensor) -> Tensor:
+    return (output.argmax(-1) == 1).float().mean()
+
+
 def test_an_adversarial_pair_takes_turns_on_its_own_parts():
     """Two optimizers, each for its part; an objective reads the other's parameters from the state."""
     sgd = optim.sgd(0.1)

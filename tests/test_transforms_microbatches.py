@@ -82,6 +82,20 @@ def test_a_part_that_weighs_nothing_counts_for_nothing_be_it_nan(weight: Any, em
     assert state.params == -5 and found == {"weight": 2, "mean": 5.0, "number": 5.0}
 
 
+def test_tensors_with_a_row_a_sample_are_joined_so_that_metrics_may_read_them():
+    unit, state = tnt.supervised(
+        *(nn.Linear(2, 3), F.cross_entropy, optim.sgd(0.1)),
+        key=tnt.key(0),
+        metrics={"accuracy": tnt.metrics.accuracy("multiclass", num_classes=3)},
+    )
+    x = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
+    batch = x, torch.arange(7) % 3
+    whole, parts = unit.train_unit, T.microbatch(unit, 3).train_unit
+    _, output = parts.train_step(state, batch)
+    assert torch.equal(output["targets"], batch[1])
+    torch.testing.assert_close(output["output"], whole.train_step(state, batch)[1]["output"])
+
+
 def test_a_parameter_that_some_part_does_not_use_has_the_gradient_of_the_others():
     def objective(params: Any, state: tnt.State, batch: Tensor) -> Any:
         used = params["often"] if batch.sum() > 1 else params["seldom"]
@@ -114,7 +128,7 @@ def test_buffers_go_from_part_to_part_and_stacks_nest():
     [
         ({"loss": 1.0}, r"output \['loss'\]; it weighs parts by 'num_samples'.*name the weight"),
         (3.0, "given the output a float; it weighs"),
-        ({"num_samples": 1, "scores": torch.ones(2)}, r"'scores': float32\[2\]; of 0-d floating tensors.*leave it out"),
+        ({"num_samples": 1, "scores": [1.0]}, r"'scores': list.*; of 0-d floating tensors.*leave it out"),
         ({"num_samples": 1, "hits": 3}, r"'hits': int 3; of 0-d.*write summed=\['hits'\]"),
         ({"num_samples": torch.ones(2)}, r"'num_samples': float32\[2\]; of 0-d"),
         ({"num_samples": 1, "name": "a"}, "'name': str 'a'; of 0-d"),

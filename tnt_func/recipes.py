@@ -42,7 +42,7 @@ def supervised(
     optimizer: Optimizer,
     *,
     key: rng.Key,
-    metrics: Mapping[str, Score] | None = None,
+    metrics: Mapping[str, Score | Metric] | None = None,
     trainable: Trainable | None = None,
 ) -> tuple[FitUnit, State]:
     """A module, a loss and an optimizer as a unit to train, evaluate and predict with, and its first State.
@@ -50,15 +50,17 @@ def supervised(
     Batches are `(inputs, targets)`. Inputs that are a mapping are passed by keyword, those that are a tuple or list by
     position, anything else as the one argument. On a device other than the CPU, batches are moved to the module's.
 
-    Steps give the output `loss`, `num_samples` (the first dimension of the first input) and every metric; the epoch's
-    metrics are their means over samples. Prediction gives what the module gives.
+    Steps give the output `loss`, `num_samples` (the first dimension of the first input) and every score; the epoch's
+    metrics are their means over samples. Where there is a `Metric`, which need not be a mean, they also give the
+    module's `output` and the `targets` that it reads. Prediction gives what the module gives.
 
     Args:
         module: copied, never written to; see `tnt_func.model.from_module`.
         loss: `(output, targets) -> 0-d tensor`, a mean over the batch.
         optimizer: see `tnt_func.optim`.
         key: the run's key.
-        metrics: `(output, targets) -> scalar` by name, a mean over the batch each.
+        metrics: by name; a score `(output, targets) -> scalar`, a mean over the batch, or a `Metric`, such as
+            `tnt.metrics.auroc("multiclass", num_classes=10, thresholds=200)`.
         trainable: `(name, parameter) -> bool`, which parameters are trained.
 
     Raises:
@@ -75,8 +77,12 @@ def supervised(
     """
     model = from_module(module, trainable=trainable)
     device = next((leaf.device for leaf in model.params.values()), torch.device("cpu"))
-    judged = Supervised(model, {"loss": loss, **(metrics or {})}, device)
-    accumulated: dict[str, Metric] = {name: mean(name, weight="num_samples") for name in judged.scores}
+    given: dict[str, Score | Metric] = {"loss": loss, **(metrics or {})}
+    scores = {name: score for name, score in given.items() if not isinstance(score, Metric)}
+    judged = Supervised(model, scores, device, shows=len(scores) < len(given))
+    accumulated = {
+        name: score if isinstance(score, Metric) else mean(name, weight="num_samples") for name, score in given.items()
+    }
 
     def eval_step(state: State, batch: Batch) -> tuple[State, Output]:
         return state, judged.judge(state.params, state.buffers, batch, train=False)[0]
@@ -100,11 +106,13 @@ class Supervised:
         model: what is run on the inputs.
         scores: `(output, targets) -> scalar` by name; `loss` is the one that is made smaller.
         device: where batches are moved to; left alone where it is the CPU.
+        shows: whether steps give the module's output and the targets too.
     """
 
     model: Model
     scores: Mapping[str, Score]
     device: torch.device
+    shows: bool = False
 
     def __call__(self, params: PyTree, state: State, batch: Batch) -> tuple[Tensor, tuple[PyTree, Output]]:
         """The loss, as an objective of `minimize`."""
@@ -116,7 +124,8 @@ class Supervised:
         inputs, targets = _on(self.device, batch)
         result, buffers = self.forward(params, buffers, inputs, train=train)
         scores = {name: score(result, targets) for name, score in self.scores.items()}
-        return {**scores, "num_samples": _samples(inputs)}, buffers
+        seen = {"output": result, "targets": targets} if self.shows else {}
+        return {**scores, **seen, "num_samples": _samples(inputs)}, buffers
 
     def forward(self, params: PyTree, buffers: PyTree, inputs: Any, *, train: bool) -> tuple[Any, PyTree]:
         """The model's output: a mapping is passed by keyword, a tuple or list by position."""

@@ -28,6 +28,7 @@ from torch import Tensor
 from tnt_func import pytree as trees
 from tnt_func.descent import Differentiate, Objective, Slope
 from tnt_func.errors import ContractError, UsageError, UsageTypeError, kind_of
+from tnt_func.optim.layout import layout
 from tnt_func.schedules.curves import dtype_on
 from tnt_func.state import State
 from tnt_func.transforms.seams import U, on_descent
@@ -77,9 +78,9 @@ def microbatch(
     """The step finds its gradient on parts of the batch, one after another, and makes one update.
 
     grad = sum(w_i grad_i) / sum(w_i), with w_i the weight that part i names in its output; so are the value, and the
-    output's 0-d tensors and floats. The weight itself is added up, and what else is `summed`. Buffers go from part to
-    part. A part of weight 0 counts for nothing, whatever its gradient. With equal weights, gradients are added up and
-    divided by the count.
+    output's 0-d tensors and floats. The weight itself is added up, and what else is `summed`. Other tensors, which have
+    a row a sample, are joined. Buffers go from part to part. A part of weight 0 counts for nothing, whatever its
+    gradient. With equal weights, gradients are added up and divided by the count.
 
     Args:
         unit: its train step is made by `minimize`, and its output is a mapping.
@@ -137,25 +138,33 @@ class Microbatches:
             weight = output[self.weight]
             weights.append(weight.to(dtype_on(weight.device)) if isinstance(weight, Tensor) else weight)
             ratio = weights[-1] / _or_one(weights[0])
-            shares = {name: _share(ratio, x / len(parts)) for name, x in output.items() if name not in self.summed}
+            shares = {name: _share(ratio, x / len(parts)) for name, x in self._told_apart(output)[0].items()}
             return _share(ratio, value / len(parts)), (buffers, {**output, **shares})
 
         slope = total = cast(Any, None)
+        rows, here = list[dict[str, Tensor]](), layout(params)
         for part in parts:
             slope = self.differentiate(share, params, state, part)
             state = state.replace(buffers=slope.buffers)
-            sums = {name: x for name, x in slope.output.items() if name in self.summed}
-            means = {name: x for name, x in slope.output.items() if name not in self.summed}
-            weighed = trees.map(lambda leaf, ratio=ratio: _counted(ratio, leaf), (slope.value, means, slope.grads))
-            here = (weighed, sums, ratio)
-            total = here if total is None else trees.map(_plus, total, here)
-        (value, means, grads), sums, ratios = total
+            means, sums, its_rows = self._told_apart(slope.output)
+            rows.append(its_rows)
+            means = {name: _counted(ratio, mean) for name, mean in means.items()}
+            found = [_counted(ratio, slope.value), *(_counted(ratio, x) for x in here.take(slope.grads, "grads"))]
+            total = [means, sums, ratio, *found] if total is None else _sum(total, [means, sums, ratio, *found])
+        means, sums, ratios, value, *grads = total
         rest = ratios / len(parts)
-        value, grads = trees.map(lambda x, like: _divided(x, rest, like), (value, grads), (slope.value, params))
-        output = {
-            name: sums[name] if name in sums else _divided(means[name], rest, x) for name, x in slope.output.items()
-        }
-        return Slope(value, state.buffers, output, grads)
+        grads = here.give([_divided(x, rest, like) for x, like in zip(grads, here.leaves, strict=True)])
+        joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        means = {name: _divided(mean, rest, slope.output[name]) for name, mean in means.items()}
+        found = {**means, **sums, **joined}
+        output = {name: found[name] for name in slope.output}
+        return Slope(_divided(value, rest, slope.value), state.buffers, output, grads)
+
+    def _told_apart(self, output: Output) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+        """The entries to take means of, to add up, and to join."""
+        sums = {name: x for name, x in output.items() if name in self.summed}
+        rows = {name: x for name, x in output.items() if name not in sums and isinstance(x, Tensor) and x.dim() > 0}
+        return {name: x for name, x in output.items() if name not in sums and name not in rows}, sums, rows
 
     def _check(self, output: Output) -> None:
         if not isinstance(output, Mapping) or not self.summed <= output.keys():
@@ -165,15 +174,16 @@ class Microbatches:
                 f"{sorted(self.summed)}. Return them from the objective, {{'loss': loss, 'num_samples': len(inputs)}}, "
                 "or name the weight: microbatch(unit, count, weight=...)."
             )
-        for name, value in output.items():
+        means, sums, _ = self._told_apart(output)
+        for name, value in {**means, **sums}.items():
             number = isinstance(value, Tensor) and value.dim() == 0
-            if name in self.summed and (number or isinstance(value, int | float)):
+            if name in sums and (number or isinstance(value, int | float)):
                 continue
-            if name in self.summed or not (isinstance(value, float) or number and value.is_floating_point()):
+            if name in sums or not (isinstance(value, float) or number and value.is_floating_point()):
                 raise ContractError(
                     f"microbatch was given the output {name!r}: {trees.describe(value)}; of 0-d floating tensors and "
-                    f"floats it takes means, and of others it cannot. Return a mean, write summed=[{name!r}] to add up "
-                    "a number, or leave it out."
+                    f"floats it takes means, tensors with a row a sample it joins; others it cannot. Return a mean, "
+                    f"write summed=[{name!r}] to add up a number, or leave it out."
                 )
 
 
@@ -191,10 +201,17 @@ def _counted(ratio: Any, leaf: Any) -> Any:
     """What a part adds to a sum, in float32 at least: nothing where it weighs nothing, be it NaN."""
     if not isinstance(leaf, Tensor):
         return leaf if leaf is None or ratio else 0.0
-    wide = leaf.to(torch.promote_types(leaf.dtype, torch.float32))
+    wide = leaf if leaf.dtype in _WIDE else leaf.to(torch.promote_types(leaf.dtype, torch.float32))
     if isinstance(ratio, Tensor):
         return torch.where(ratio.to(wide.device) > 0, wide, torch.zeros_like(wide))
     return wide if ratio else torch.zeros_like(wide)
+
+
+_WIDE = (torch.float32, torch.float64)
+
+
+def _sum(a: list[Any], b: list[Any]) -> list[Any]:
+    return [trees.map(_plus, x, y) if isinstance(x, dict) else _plus(x, y) for x, y in zip(a, b, strict=True)]
 
 
 def _plus(a: Any, b: Any) -> Any:
