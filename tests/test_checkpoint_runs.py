@@ -22,9 +22,8 @@ def test_every_split_in_a_fresh_process_ends_on_the_same_bits(tmp_path: Path):
     (digest,) = process("every", tmp_path / "states")
     ends = process("split", tmp_path / "states")
     assert len(ends) == 3 * 18 and set(ends) == {digest}
-    for pause_after in (7, 4):
-        (paused,) = process("run", tmp_path / "run", "--pause-after", pause_after)
-        assert paused != digest
+    (paused,) = process("run", tmp_path / "run", "--pause-after", 7)
+    assert paused != digest
     assert process("run", tmp_path / "run") == [digest]
 
 
