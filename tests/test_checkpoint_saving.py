@@ -58,6 +58,12 @@ def test_what_no_checkpoint_holds_is_refused_by_name(tmp_path: Path, leaf: Any, 
     assert words in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
+def test_slots_have_names(tmp_path: Path):
+    slots: Any = {1: 0.5}
+    with pytest.raises(StructureError, match="has the key 1, an int"):
+        save(tmp_path / "x", at(0).replace(memory=slots))
+
+
 def test_a_numpy_number_is_refused_and_says_what_to_write(tmp_path: Path):
     numpy = pytest.importorskip("numpy")
     with pytest.raises(StructureError, match=r"a float64; .*float\(x\)"):

@@ -8,6 +8,7 @@ Laws:
 """
 
 import ast
+import functools
 import json
 import zlib
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ class Manifest:
     layout: Layout = Layout(0, 0, {})
     schema: int = SCHEMA
 
-    @property
+    @functools.cached_property
     def leaves(self) -> dict[str, str]:
         """Every leaf in few words, by path."""
         tensors = {name: str(entry) for name, entry in self.layout.entries.items()}

@@ -67,6 +67,12 @@ def save(
             f"save({str(path)!r}, state) was given a path that exists; a checkpoint is never overwritten. Save under "
             "another name (tnt.checkpoint.name(state) has the step in it), or remove it first."
         )
+    named = [*state.memory, *state.metrics, *(name for found in state.metrics.values() for name in found)]
+    if odd := [name for name in named if type(name) is not str]:
+        raise StructureError(
+            f"state.memory or state.metrics has the key {odd[0]!r}, {kind_of(odd[0])}; slots, phases and metrics have "
+            "names. Use str(key)."
+        )
     whole = list(parts(state))
     leaves = {name: leaf for part in whole for name, leaf in part.leaves().items()}
     for name, leaf in leaves.items():

@@ -53,7 +53,7 @@ def checkpointer(
     Args:
         directory: of the checkpoints; made when the run starts.
         every_n_steps, every_n_epochs: of the lifetime.
-        every_minutes: since the last one that was saved.
+        every_minutes: since the start, or the last one that was saved.
         on_evaluation: after every evaluation.
         keep: so many of the latest; None is all.
         keep_best: so many more, the best by `metric`; NaN is never good. Needs `keep`.
