@@ -265,3 +265,12 @@ def test_arguments_that_contradict_each_other(options: Any):
 def test_it_watches_and_changes_nothing(tmp_path: Path):
     saving = checkpointer(tmp_path / "a", every_n_steps=1, keep=1)
     testing.check_observers(TRAIN, FIRST, DATA, observers=[saving])
+
+
+def test_a_run_that_fails_before_it_starts_saves_nothing(tmp_path: Path):
+    def fail(event: Event) -> None:
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        tnt.train(TRAIN, FIRST, DATA, max_epochs=2, observers=[fail, checkpointer(tmp_path / "a")])
+    assert list(tmp_path.iterdir()) == []

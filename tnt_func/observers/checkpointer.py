@@ -12,12 +12,13 @@ Example:
     ['step-000000000004-epoch-000001', 'step-000000000006-epoch-000002']
 """
 
+import math
 import os
 import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from tnt_func import pytree as trees
 from tnt_func.checkpoint.listing import Mode, checkpoints, name, place, score
@@ -83,12 +84,27 @@ def checkpointer(
             f"checkpointer(keep={keep}, keep_best={keep_best}, metric={metric!r}) was given; the best are kept by a "
             "metric, beside the latest. Write keep=1, keep_best=3, metric='loss', say."
         )
-    return Checkpointer(
-        Path(directory),
-        (every_n_steps, every_n_epochs, every_minutes, on_evaluation),
-        (keep, keep_best, metric, mode, phase),
-        asynchronous,
-    )
+    cadence = Cadence(every_n_steps, every_n_epochs, every_minutes, on_evaluation)
+    return Checkpointer(Path(directory), cadence, Keeping(keep, keep_best, metric, mode, phase), asynchronous)
+
+
+class Cadence(NamedTuple):
+    """When to save, as `checkpointer` is told."""
+
+    n_steps: int | None
+    n_epochs: int | None
+    minutes: float | None
+    evaluation: bool
+
+
+class Keeping(NamedTuple):
+    """What to keep, as `checkpointer` is told."""
+
+    latest: int | None
+    best: int
+    metric: str | None
+    mode: Mode
+    phase: Phase
 
 
 class Checkpointer:
@@ -99,8 +115,9 @@ class Checkpointer:
         last: the path of the one saved last by this run, or None.
     """
 
-    def __init__(self, directory: Path, cadence: tuple[Any, ...], keeping: tuple[Any, ...], asynchronous: bool):
-        self.directory, self.last = directory, None
+    def __init__(self, directory: Path, cadence: Cadence, keeping: Keeping, asynchronous: bool):
+        self.directory = directory
+        self.last: Path | None = None
         self._cadence, self._keeping, self._asynchronous = cadence, keeping, asynchronous
         self._writer: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
@@ -108,7 +125,7 @@ class Checkpointer:
         self._saved: State | None = None
         self._evaluated = self._evaluation_due = self._judged = False
         self._time = time.monotonic()
-        self._others: set[str] = set()
+        self._others: set[str] | None = None  # Later ones that were there at the start; None where none has started.
 
     def __repr__(self) -> str:
         return f"checkpointer({str(self.directory)!r})"
@@ -138,6 +155,8 @@ class Checkpointer:
         if event.state is None and event.error is not None:
             event.error.add_note(f"The last checkpoint is {self.last}.")
             return
+        if self._others is None:
+            return
         self._finish()
         self._judged = self._judged and event.state is self._state
         self._save(event.state, wait=True)
@@ -154,7 +173,7 @@ class Checkpointer:
             if self._writer is not None:
                 self._writer.shutdown()
                 self._writer = None
-            self._state = self._saved = None
+            self._state = self._saved = self._others = None
 
     def _start(self, state: State) -> None:
         make_ready(self.directory)
@@ -173,13 +192,12 @@ class Checkpointer:
             )
 
     def _due(self, event: Event) -> bool:
-        every_n_steps, every_n_epochs, every_minutes, on_evaluation = self._cadence
-        progress = event.state.progress.train
+        every, progress = self._cadence, event.state.progress.train
         return bool(
-            (every_n_steps and event.point == "step_done" and progress.steps % every_n_steps == 0)
-            or (every_n_epochs and event.point == "epoch_done" and progress.epochs % every_n_epochs == 0)
-            or (every_minutes and time.monotonic() - self._time >= 60 * every_minutes)
-            or (on_evaluation and self._evaluation_due)
+            (every.n_steps and event.point == "step_done" and progress.steps % every.n_steps == 0)
+            or (every.n_epochs and event.point == "epoch_done" and progress.epochs % every.n_epochs == 0)
+            or (every.minutes and time.monotonic() - self._time >= 60 * every.minutes)
+            or (every.evaluation and self._evaluation_due)
         )
 
     def _save(self, state: State, *, wait: bool) -> None:
@@ -214,29 +232,27 @@ class Checkpointer:
             path = self.directory / f"{name(state)}.{again}"
         else:
             save(path, state, metrics=metrics)
-        self._others = {other for other in self._others if place(self.directory / other)[:2] > place(path)[:2]}
+        self._others = {other for other in self._others or () if place(self.directory / other)[:2] > place(path)[:2]}
         self.last = path
         self._prune()
 
     def _prune(self) -> None:
-        keep, keep_best, metric, mode, phase = self._keeping
-        listed = [path for path in checkpoints(self.directory) if path.name not in self._others]
-        latest = {place(path)[0]: path for path in listed}
-        kept = set([*latest.values()][-keep:] if keep else latest.values())
-        if keep_best:
-            scores = {path: _score(path, metric, mode, phase) for path in latest.values()}
-            ranked = sorted((path for path in scores if scores[path] < float("inf")), key=lambda path: scores[path])
-            kept.update(ranked[:keep_best])
+        keep = self._keeping
+        listed = [path for path in checkpoints(self.directory) if path.name not in (self._others or ())]
+        last = {place(path)[0]: path for path in listed}  # Of each number of steps, the last.
+        kept = set([*last.values()][-keep.latest :] if keep.latest else last.values())
+        scores = {path: self._score(path) for path in last.values()} if keep.best else {}
+        kept.update(sorted((path for path in scores if scores[path] < math.inf), key=lambda p: scores[p])[: keep.best])
         for path in listed:
             if path not in kept:
                 remove(path)
 
-
-def _score(path: Path, metric: str, mode: Mode, phase: Phase) -> float:
-    try:
-        return score(inspect(path), metric, mode, phase)
-    except CheckpointError:
-        return float("inf")
+    def _score(self, path: Path) -> float:
+        keep = self._keeping
+        try:
+            return score(inspect(path), keep.metric or "", keep.mode, keep.phase)
+        except CheckpointError:
+            return math.inf
 
 
 def _holds(path: Path, state: State) -> bool:
