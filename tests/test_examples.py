@@ -63,6 +63,12 @@ def finetune(lines: list[str]) -> None:
     assert tuned >= 0.9 and tuned > scratch
 
 
+def debug_nan(lines: list[str]) -> None:
+    assert lines[0] == "the run ended on loss nan"
+    assert lines[1].startswith("not finite: first at step 137; SqrtBackward0 gave the first NaN")
+    assert float(lines[-1].split()[-1]) < 0.5
+
+
 EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "quickstart.py": quickstart,
     "four_levels.py": four_levels,
@@ -70,6 +76,7 @@ EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "digits_mlp.py": digits_mlp,
     "through_training.py": through_training,
     "huggingface.py": huggingface,
+    "debug_nan.py": debug_nan,
     "digits_cnn.py": digits_cnn,
     "char_gpt.py": char_gpt,
     "gan.py": gan,

@@ -54,7 +54,8 @@ def test_a_fit_comes_back_with_its_evaluations(tmp_path: Path):
 def test_a_run_of_several_calls_with_limits_of_their_own_comes_back(tmp_path: Path):
     states: dict[int, tnt.State] = {}
     state = START
-    for limits in ({"max_steps": 3}, {"max_steps": 9, "max_steps_per_epoch": 2}, {"max_epochs": 7}):
+    calls: list[dict[str, Any]] = [{"max_steps": 3}, {"max_steps": 9, "max_steps_per_epoch": 2}, {"max_epochs": 7}]
+    for limits in calls:
         watching = [record(tmp_path, checkpoint_every_n_steps=5), keeping(states)]
         state = tnt.train(TRAIN, state, LOADER, callbacks=[COUNTING], **limits, observers=watching)
     assert list(states) == steps(tmp_path)

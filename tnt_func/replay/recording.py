@@ -34,7 +34,7 @@ from tnt_func.unit import RESERVED
 def record(
     directory: Directory,
     *,
-    digest_every_n_steps: int = 25,
+    digest_every_n_steps: int = 50,
     checkpoint_every_n_steps: int = 500,
     metrics_every_n_steps: int = 1,
     mark_batches: bool = True,

@@ -28,7 +28,8 @@ class Found:
         at: a "step", the end of an "epoch", or the "call" that began with it.
         before, after: the states around; before is None where a call began with it.
         batch: of the step.
-        operation: whose backward pass gave the first NaN of the step, as torch's anomaly detection names it.
+        operation: whose backward pass gave the first NaN, as torch's anomaly detection names it. Where the forward pass
+            had it already, from a batch with a NaN say, that is the loss's; None where there was none.
         numbers: of the step's output.
         restored: how many checkpoints were.
         replayed: how many segments between two checkpoints were.
