@@ -1,5 +1,6 @@
 """Frozen trees: what the checks compare, to the bit, with what came out."""
 
+import struct
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -100,3 +101,10 @@ def test_objects_in_a_batch_are_read_through():
     graph.nodes.add_(1)
     lines = changes(before, freeze({"graph": graph, "more": [graph]}), "batch")
     assert lines[0] == "batch['graph']['a Graph']['nodes']: 2 of 2 elements differ, by at most 1"
+
+
+@pytest.mark.parametrize("bits", ["000000000000f07f", "000000000000f8ff", "010000000000f8ff", "0000000000000080"])
+def test_floats_keep_every_bit_the_sign_and_payload_of_nan_too(bits: str):
+    number = struct.unpack("<d", bytes.fromhex(bits))[0]
+    assert struct.pack("<d", thaw(freeze(number))).hex() == bits
+    assert freeze(number) == freeze(thaw(freeze(number))) != freeze(float("nan"))

@@ -14,6 +14,7 @@ Example:
 import ctypes
 import inspect
 import re
+import struct
 import sys
 from dataclasses import dataclass
 from types import ModuleType
@@ -81,7 +82,7 @@ def freeze(tree: Any) -> Any:
     if kind is int or kind is str or kind is bool or tree is None:
         return Scalar(kind, tree)
     if kind is float:
-        return Scalar(float, tree.hex())
+        return Scalar(float, struct.pack("<d", tree))
     if kind is dict:
         return {name: freeze(child) for name, child in tree.items()}
     if kind is list:
@@ -108,7 +109,7 @@ def thaw(frozen: Any) -> Any:
     if kind is Bits:
         return _thaw_tensor(frozen)
     if kind is Scalar:
-        return float.fromhex(frozen.value) if frozen.kind is float else frozen.value
+        return struct.unpack("<d", frozen.value)[0] if frozen.kind is float else frozen.value
     if kind is dict:
         return {name: thaw(child) for name, child in frozen.items()}
     if kind is list:
