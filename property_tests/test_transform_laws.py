@@ -22,7 +22,7 @@ from tnt_func.unit import Callback, FitUnit, TrainUnit, attach
 
 T = tnt.transforms
 Transform = Callable[[FitUnit], FitUnit]
-few = settings(max_examples=settings.default.max_examples // 4 if settings.default else 50)
+few = settings(max_examples=settings.default.max_examples // 8 if settings.default else 25)
 
 
 def network() -> nn.Module:

@@ -128,7 +128,8 @@ class Microbatches:
         parts = self.split(batch, self.count)
         if len(parts) == 1:
             return self.differentiate(objective, params, state, parts[0])
-        weights, ratio = list[Any](), cast(Any, 1)
+        weights: list[Any] = []
+        ratio: Any = 1
 
         def share(params: PyTree, state: State, batch: Batch) -> tuple[Tensor, tuple[PyTree, Output]]:
             """A part's share of the mean, but for a factor that is 1 where weights are equal."""
@@ -142,7 +143,8 @@ class Microbatches:
             return _share(ratio, value / len(parts)), (buffers, {**output, **shares})
 
         slope = total = cast(Any, None)
-        rows, here = list[dict[str, Tensor]](), layout(params)
+        rows: list[dict[str, Tensor]] = []
+        here = layout(params)
         for part in parts:
             slope = self.differentiate(share, params, state, part)
             state = state.replace(buffers=slope.buffers)

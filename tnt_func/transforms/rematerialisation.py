@@ -46,7 +46,8 @@ def remat(unit: U, where: Choice) -> U:
 
     Raises:
         UsageError: the unit is another, no submodule is chosen, or a chosen one has forward hooks, which would run
-            twice. At a step, torch's RuntimeError under `torch.func`, which has no hooks for saved tensors.
+            twice. At a step, torch's RuntimeError under `torch.func` and in a compiled step, where tensors are saved
+            without hooks.
 
     Example:
         >>> from tnt_func import optim, rng
