@@ -177,7 +177,7 @@ def test_two_runs_are_not_mixed(tmp_path: Path):
         trained(tmp_path, state=states[7].replace(key=tnt.key(4)))
     before = steps(tmp_path)
     more = {**OPTIONS, "max_epochs": 5}
-    with pytest.raises(UsageError, match="recorded up to step 15, epoch 3, and this run starts at step 20"):
+    with pytest.raises(UsageError, match="to step 15, epoch 3, and this run starts at step 20"):
         state = tnt.train(TRAIN, tnt.end_epoch(TRAIN, states[15]), LOADER, **{**OPTIONS, "max_epochs": 4})
         tnt.train(TRAIN, state, LOADER, **more, observers=[record(tmp_path)])
     assert steps(tmp_path) == before
@@ -195,6 +195,20 @@ def test_a_failed_and_a_paused_run_leave_a_checkpoint_to_go_on_from(tmp_path: Pa
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
     saved = tnt.checkpoint.latest(tmp_path / "checkpoints")
     assert saved is not None and saved.name.startswith("step-000000000006")
+
+
+def test_a_full_disk_fails_the_run_and_leaves_what_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def filling(file: int, line: bytes) -> int:
+        return write(file, line[:9] if b'"step":7,' in line else line)
+
+    write = os.write
+    monkeypatch.setattr("tnt_func.replay.recording.os.write", filling)
+    with pytest.raises(CheckpointError, match="could not be written: the disk is full"):
+        trained(tmp_path, **CADENCE)
+    monkeypatch.undo()
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+    resumed(tmp_path)
+    assert steps(tmp_path) == list(range(1, 16))
 
 
 # Searching

@@ -56,6 +56,17 @@ def test_an_honest_fit_passes(tmp_path: Path):
     assert found.problems[0] == "step 2, epoch 0: another eval.gap"
 
 
+def test_an_honest_run_passes_whatever_its_hooks_and_cadences(tmp_path: Path):
+    def clamped(state: tnt.State) -> tnt.State:
+        return state.replace(params={**state.params, "b": state.params["b"].clamp(min=0.5)})
+
+    unit = replace(FIT, train_unit=replace(TRAIN, on_train_start=clamped))
+    options = dict(FIT_OPTIONS)
+    uneven = {**EACH, "metrics_every_n_steps": 3, "digest_every_n_steps": 2}
+    tnt.fit(unit, START, LOADER, options.pop("eval_data"), **options, observers=[record(tmp_path, **uneven)])
+    assert verify(tmp_path, unit, START, LOADER, **FIT_OPTIONS).problems == ()
+
+
 def test_one_altered_digest_is_named(tmp_path: Path):
     trained(tmp_path, **EACH)
     digest = Record.read(tmp_path).rows[row(tmp_path, row="step", step=6)].digest

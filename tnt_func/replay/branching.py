@@ -1,11 +1,12 @@
 """Where a recorded run would have led with one change: both branches, step by step, side by side."""
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tnt_func.errors import UsageError
-from tnt_func.replay.replaying import Rerun, Strayed, replayed
+from tnt_func.replay.replaying import Passed, Rerun, Strayed, replayed
 from tnt_func.replay.rows import Directory, Row
 from tnt_func.state import State
 from tnt_func.types import typed
@@ -124,7 +125,8 @@ def what_if(
         )
     changed = start if change.state is None else change.state(start)
     other = rerun if change.unit is None else replace(rerun, unit=change.unit)
-    return Branches(step, _branch(rerun, start, rows), _branch(other, changed, rows, without))
+    was, now = rerun.walk(start, rows), other.walk(changed, rows, without=without)
+    return Branches(step, _branch(start, was), _branch(changed, _as_far_as_it_goes(now)))
 
 
 def _rows(rerun: Rerun, index: int, steps: int | None) -> list[Row]:
@@ -138,13 +140,16 @@ def _rows(rerun: Rerun, index: int, steps: int | None) -> list[Row]:
     return rows
 
 
-def _branch(rerun: Rerun, state: State, rows: list[Row], without: frozenset[int] = frozenset()) -> Branch:
+def _branch(state: State, way: Iterable[Passed]) -> Branch:
     found: dict[int, Mapping[str, Any]] = {}
-    try:
-        for passed in rerun.walk(state, rows, without=without):
-            state = passed.state
-            if passed.row.row == "step":
-                found[passed.row.step] = passed.numbers
-    except Strayed:
-        pass
+    for passed in way:
+        state = passed.state
+        if passed.row.row == "step":
+            found[passed.row.step] = passed.numbers
     return Branch(found, state)
+
+
+def _as_far_as_it_goes(way: Iterator[Passed]) -> Iterator[Passed]:
+    """A branch in which a hook stops earlier leaves the way of the record there."""
+    with contextlib.suppress(Strayed):
+        yield from way

@@ -121,8 +121,13 @@ def _runs(a: Record, b: Record) -> Difference | None:
                 first = row.step, f"{_kind(row)} is in the first record alone"
             continue
         other, pair = theirs[where]
-        seen = {"batches": (row.batch, pair.batch), "numbers": (row.numbers, pair.numbers)}
-        seen["states"] = (row.digest, pair.digest)
+        numbers, others = row.numbers or {}, pair.numbers or {}
+        both = numbers.keys() & others.keys()
+        seen: dict[str, tuple[Any, Any]] = {
+            "batches": (row.batch, pair.batch),
+            "numbers": ({name: numbers[name] for name in both}, {name: others[name] for name in both}),
+            "states": (row.digest, pair.digest),
+        }
         differing = [what for what, (x, y) in seen.items() if None not in (x, y) and x != y]
         if differing and first is None:
             first = row.step, f"{', '.join(differing)} differ"

@@ -159,9 +159,15 @@ class Recording:
         assert self._file is not None
         progress = state.progress.train
         line = Row(step=progress.steps, epoch=progress.epochs, **values).text()
-        if os.write(self._file, line) != len(line):
+        try:
+            written, reason = os.write(self._file, line), "the disk is full"
+        except OSError as error:
+            written, reason = 0, error
+        if written != len(line):
+            self._last = None  # Nothing may follow a torn line.
             raise CheckpointError(
-                f"a line of {self.directory / ROWS} could not be written whole. Make room on the disk."
+                f"a line of {self.directory / ROWS} could not be written: {reason}. Make room; the run goes on from "
+                "its latest checkpoint."
             )
 
     def _named(self, state: State) -> dict[str, Any]:
@@ -196,6 +202,8 @@ class Recording:
             end, continues = 0, False
             if known is not None and known.rows:
                 count = sum(row.place <= here for row in known.rows)
+                while count and known.rows[count - 1].row == "call":
+                    count -= 1  # Nothing came of it.
                 self._check(known, count, here, named, first)
                 end, continues = known.ends[count - 1] if count else 0, _continues(known, count, here, named)
             # Checkpoints first: rows without their checkpoint can be read, and resumed from the one before.
@@ -230,11 +238,12 @@ class Recording:
 
     def _check(self, known: Record, count: int, here: tuple[int, int], named: str, first: State) -> None:
         """Refuse to mix two runs in one record."""
-        last = known.rows[-1].place
-        if here > last:
+        first_place, last = known.rows[0].place, known.rows[-1].place
+        if not first_place <= here <= last:
             raise UsageError(
-                f"{self.directory} is recorded up to step {last[0]}, epoch {last[1]}, and this run starts at step "
-                f"{here[0]}, epoch {here[1]}; a record has every step. Resume from its latest checkpoint, "
+                f"{self.directory} is recorded from step {first_place[0]}, epoch {first_place[1]}, to step {last[0]}, "
+                f"epoch {last[1]}, and this run starts at step {here[0]}, epoch {here[1]}; a record has every step "
+                "from its first one on. Resume from its latest checkpoint, "
                 f"{checkpoints(self.directory / CHECKPOINTS)[-1:]}, or record to another directory."
             )
         digests = [row.digest for row in known.rows[:count] if row.place == here and row.digest is not None]

@@ -33,8 +33,18 @@ class Passed(NamedTuple):
     numbers: Mapping[str, Any]
 
 
-class Strayed(Exception):
+class Strayed(UsageError):
     """A replayed run took another way than the record: an epoch was longer or shorter."""
+
+    def __init__(self, said: str):
+        self.said = said
+        super().__init__(f"{said}; {_OTHERS}")
+
+
+_OTHERS = (
+    "a replay gives the bits of the run where unit, data and options are those of the run. Pass those; "
+    "tnt.replay.verify says where the two part."
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,10 @@ class Rerun:
     def restored(self, index: int) -> State:
         """The state of a row that is a checkpoint's."""
         return restore(self.record.path(self.record.rows[index]), self.like)
+
+    def begun(self) -> State:
+        """The state that a run begins with, once its start hooks ran."""
+        return next(self._events(self.like, ())).state
 
     def nearest(self, index: int) -> int:
         """The index of the checkpoint to replay a row from."""
@@ -182,17 +196,8 @@ def replayed(rerun: Rerun, index: int) -> State:
     """The state of a row, compared with its digest where it has one."""
     start, row = rerun.nearest(index), rerun.record.rows[index]
     state = rerun.restored(start)
-    try:
-        for passed in rerun.walk(state, rerun.record.after(start, index)):
-            state = passed.state
-    except Strayed as error:
-        raise UsageError(f"{error}; {_OTHERS}") from None
+    for passed in rerun.walk(state, rerun.record.after(start, index)):
+        state = passed.state
     if row.digest is not None and row.digest != digest(state):
         raise UsageError(f"the state after step {row.step} is not the one that was recorded; {_OTHERS}")
     return state
-
-
-_OTHERS = (
-    "a replay gives the bits of the run where unit, data and options are those of the run. Pass those; "
-    "tnt.replay.verify says where the two part."
-)

@@ -162,8 +162,9 @@ class Record:
         Raises:
             UsageError: the record has no such step.
         """
+        first = next((index for index, row in enumerate(self.rows) if row.row == "checkpoint"), None)
         for index, row in enumerate(self.rows):
-            if row.step == step and (row.row == "step" or index == 1):
+            if row.step == step and (row.row == "step" or index == first):
                 return index
         steps = [row.step for row in self.rows]
         has = f"has the steps from {steps[0]} to {steps[-1]}" if steps else "is empty"

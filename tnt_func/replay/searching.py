@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from tnt_func.errors import UsageError
-from tnt_func.replay.replaying import Passed, Rerun, Strayed
+from tnt_func import treemath
+from tnt_func.replay.replaying import Passed, Rerun
 from tnt_func.replay.rows import Directory
 from tnt_func.state import State
 from tnt_func.transforms import detect_anomaly
@@ -100,16 +100,10 @@ def bisect(
     if before is not None:
         rows = rerun.record.after(saved[low], saved[high] if high < len(saved) else None)
         counts["replayed"] = 1 if rows else 0
-        try:
-            for passed in rerun.walk(before, rows):
-                if predicate(passed.state):
-                    return _found(rerun, before, passed, counts)
-                before = passed.state
-        except Strayed as error:
-            raise UsageError(
-                f"{error}; a replay gives the bits of the run where unit, data and options are those of the run. Pass "
-                "those; tnt.replay.verify says where the two part."
-            ) from None
+        for passed in rerun.walk(before, rows):
+            if predicate(passed.state):
+                return _found(rerun, before, passed, counts)
+            before = passed.state
     if after is None:
         return None
     return Found(step=rerun.record.rows[saved[high]].step, after=after, **blank, **counts)
@@ -130,7 +124,8 @@ def _found(rerun: Rerun, before: State, passed: Passed, counts: Mapping[str, int
 
 def _operation(rerun: Rerun, before: State, passed: Passed) -> str | None:
     """The operation in whose backward pass a step's first NaN arose."""
-    if passed.row.row != "step":
+    after = passed.state
+    if passed.row.row != "step" or treemath.all_finite((after.params, after.buffers, after.opt_state)):
         return None
     unit: Any = rerun.unit
     watching = replace(rerun, unit=detect_anomaly(unit))

@@ -103,7 +103,8 @@ def verify(
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
         chosen = set(order[:sample].tolist())
     problems, compared = _first(rerun, state), 0
-    unchecked = [(record.rows[0].step + 1, record.rows[start].step) for start, _ in whole[:1] if start > 1]
+    begins = record.rows[0].step
+    unchecked = [(begins + 1, step) for start, _ in whole[:1] if (step := record.rows[start].step) > begins]
     for number, (start, end) in enumerate(whole):
         rows = record.after(start, end)
         tail = rows if number not in chosen else _tail(record, rows, end)
@@ -152,7 +153,7 @@ def _first(rerun: Rerun, state: State) -> list[str]:
     if not saved or rerun.record.rows[saved[0]].place != (progress.steps, progress.epochs):
         return []
     try:
-        found = diff(rerun.restored(saved[0]), rerun.like)
+        found = diff(rerun.restored(saved[0]), rerun.begun())
     except (CheckpointError, StructureError):
         return []  # The segment that begins there says so.
     return [f"the first state: {found}"] if found else []
@@ -169,17 +170,18 @@ def _segment(rerun: Rerun, start: int, end: int) -> tuple[list[str], int]:
     if digest(state) != rows[start].digest:
         leaf = _leaf(state, record.marks_at(start))
         return [f"checkpoint {rows[start].checkpoint}: {leaf} is another than when it was saved"], 1
-    wanted = {rows.index(row): row for row in record.after(start, end)}
+    wanted = [index for index in range(start + 1, end + 1) if rows[index].counts]
     last = {rows[end].place: end} if rows[end].row == "checkpoint" else {}
     odd: dict[int, str] = {}
     try:
-        for index, passed in zip(wanted, rerun.walk(state, list(wanted.values())), strict=False):
+        for index, passed in zip(wanted, rerun.walk(state, record.after(start, end)), strict=False):
             row = passed.row
             if row.batch is not None and row.batch != mark_of_batch(passed.batch):
                 problems.append(f"step {row.step}: the batch is another")
-            if row.numbers is not None and row.numbers != passed.numbers and not odd:
-                names = [name for name in row.numbers if row.numbers[name] != passed.numbers.get(name)]
-                problems.append(f"step {row.step}, epoch {row.epoch}: another {', '.join(names) or 'output'}")
+            recorded = row.numbers or {}
+            names = [name for name in recorded if recorded[name] != passed.numbers.get(name)]
+            if names and not odd:
+                problems.append(f"step {row.step}, epoch {row.epoch}: another {', '.join(names)}")
             for at in (index, *([last[row.place]] if row.place in last else [])):
                 if rows[at].digest is None:
                     continue
@@ -189,7 +191,7 @@ def _segment(rerun: Rerun, start: int, end: int) -> tuple[list[str], int]:
                         f"step {row.step}, epoch {row.epoch}: {_leaf(passed.state, record.marks_at(at))}"
                     )
     except Strayed as error:
-        problems.append(f"after step {rows[start].step}: {error}")
+        problems.append(f"after step {rows[start].step}: {error.said}")
     if odd:
         first = min(odd)
         mended = any(agreed[first + 1 :])
