@@ -53,9 +53,13 @@ IMAGES = source(torch.arange(12.0)).shuffle(KEY).map(augment).batch(3)
 @pytest.fixture(autouse=True)
 def no_process_or_thread_is_left():
     gc.collect()
-    processes, threads = multiprocessing.active_children(), threading.active_count()
+    processes, threads = multiprocessing.active_children(), threading.enumerate()
     yield
-    assert multiprocessing.active_children() == processes and threading.active_count() == threads
+    assert multiprocessing.active_children() == processes
+    for thread in threading.enumerate():
+        if thread not in threads:
+            thread.join(30)  # of a queue, which ends after it is closed
+            assert not thread.is_alive()
 
 
 def test_workers_give_the_elements_in_order_from_any_position():

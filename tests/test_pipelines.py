@@ -65,6 +65,7 @@ def test_a_repetition_is_the_next_epoch():
 def test_take_shard_zip_and_batch():
     assert given(NUMBERS.take(3)) == [0, 1, 2] and len(NUMBERS.take(99)) == 10
     assert [given(NUMBERS.shard(index, 3)) for index in range(3)] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    assert sorted(given(NUMBERS.shard(1, 3).shuffle(KEY))) == [1, 4, 7]
     assert given(NUMBERS.zip(NUMBERS.shuffle(KEY))) == [*zip(range(10), given(NUMBERS.shuffle(KEY)), strict=True)]
     assert given(NUMBERS.batch(4, collate=sum)) == [6, 22, 17] and len(NUMBERS.batch(4, drop_last=True)) == 2
     assert given(NUMBERS.batch(4, collate=list).batch(2, collate=list))[1] == [[8, 9]]

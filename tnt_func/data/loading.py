@@ -22,8 +22,9 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from tnt_func import rng
 from tnt_func.data.batching import Batch, Bucket
 from tnt_func.data.pipelines import Elements
 from tnt_func.data.stages import Map, lineage
@@ -142,7 +143,9 @@ class _Indexed(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return next(self.pipeline.batches(self.epoch, index))
+            # A worker has no generators to preserve.
+            with rng.preserved(() if get_worker_info() else rng.ALL):
+                return self.pipeline.element(self.epoch, index)
         except Exception as error:
             error.add_note("".join(traceback.format_exception(error)))
             try:

@@ -62,8 +62,18 @@ class Elements:
         draws = tuple(frozenset[Generator]().union(*(stream.draws for stream in streams)))
         for index in range(start, len(self)):
             with rng.preserved(draws):
-                (element,) = rows(self.stage.read(epoch, range(index, index + 1)))
+                element = self.element(epoch, index)
             yield element
+
+    def element(self, epoch: int, index: int) -> Any:
+        """One element of an epoch. The global generators that it draws from are seeded, and not preserved.
+
+        Example:
+            >>> from tnt_func.data.sources import source
+            >>> source(["a", "b"]).element(epoch=0, index=1)
+            'b'
+        """
+        return rows(self.stage.read(epoch, range(index, index + 1)))[0]
 
     @typed
     def shuffle(self, key: Key | None = None, *, name: str = "shuffle") -> "Elements":

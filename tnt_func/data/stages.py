@@ -11,6 +11,7 @@ Example:
     [1, 4, 7]
 """
 
+import functools
 import itertools
 import sys
 from abc import ABC, abstractmethod
@@ -42,7 +43,12 @@ class Stream(NamedTuple):
 
     def at(self, epoch: int) -> Key:
         """The key of an epoch."""
-        return rng.fold_in(rng.fold_in(self.key, self.name), epoch)
+        return _epoch_key(self.key, self.name, epoch)
+
+
+@functools.lru_cache(maxsize=64)
+def _epoch_key(key: Key, name: str, epoch: int) -> Key:
+    return rng.fold_in(rng.fold_in(key, name), epoch)
 
 
 class Columns(NamedTuple):
@@ -272,23 +278,24 @@ def each(
         >>> each("map 'half'", lambda x: x / 2, [1, 2], None, 0, [7, 8])
         [0.5, 1.0]
     """
-    results, place = list[Any](), None
+    results = list[Any]()
 
     def loop() -> None:
-        nonlocal place
-        if stream is None or not stream.draws:
-            for place, argument in zip(places, arguments, strict=True):  # noqa: B007
-                results.append(function(argument))
-            return
-        seed = stream.at(epoch).seed
+        for argument in arguments:
+            results.append(function(argument))
+
+    def seeded_loop(seed: int, draws: tuple[Generator, ...]) -> None:
         for place, argument in zip(places, arguments, strict=True):
-            rng.seed(Key(splitmix(seed, place)), stream.draws)
+            rng.seed(Key(splitmix(seed, place)), draws)
             results.append(function(argument))
 
     try:
-        call(owner, loop)
+        if stream is None or not stream.draws:
+            call(owner, loop)
+        else:
+            call(owner, seeded_loop, stream.at(epoch).seed, stream.draws)
     except Exception as error:
-        error.add_note(f"{owner}, at (epoch, index) = ({epoch}, {place})")
+        error.add_note(f"{owner}, at (epoch, index) = ({epoch}, {places[len(results)]})")
         raise
     return results
 
