@@ -126,6 +126,15 @@ def test_a_resumed_run_does_not_save_again_what_is_there(tmp_path: Path):
     assert {path: (path / "checkpoint.json").stat().st_mtime_ns for path in checkpoints(tmp_path)} == written
 
 
+def test_checkpoints_of_later_steps_stay_until_the_run_gets_there(tmp_path: Path):
+    train(tmp_path, every_n_steps=1)
+    for path in checkpoints(tmp_path)[:4]:
+        shutil.rmtree(path)
+    with pytest.warns(UserWarning, match="later steps than 0"):
+        train(tmp_path, every_n_steps=1, keep=1, epochs=1)
+    assert names(tmp_path) == ["3/1", "5/1", "6/2"]
+
+
 def test_a_damaged_later_one_is_replaced_when_the_run_gets_there(tmp_path: Path):
     state = train(tmp_path, every_n_steps=1, keep=2)
     (checkpoints(tmp_path)[-1] / "tensors.safetensors").write_bytes(b"")
