@@ -1,7 +1,7 @@
 """What each transform adds to a step of `supervised`, beside what the same adds to the imperative loop.
 
 AdamW, float32, CPU, one thread. Every contestant takes the same batches for the same number of steps in every round, in
-an order that rotates; figures are medians over rounds: the time a step, what it is more than that of the plain step
+an order that rotates; figures are medians over rounds: the CPU time a step, what it is more than that of the plain step
 within the round, and the ratio to it.
 """
 
@@ -78,9 +78,9 @@ def transformed(name: str, module: nn.Module, batches: list[Batch]) -> Run:
     def run(steps: int) -> float:
         nonlocal state
         data = list(itertools.islice(itertools.cycle(batches), steps))
-        start = time.perf_counter()
+        start = time.process_time()
         state = tnt.train(unit.train_unit, state, data, max_steps=state.progress.train.steps + steps)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     return run
 
@@ -96,7 +96,7 @@ def imperative(name: str, module: nn.Module, batches: list[Batch]) -> Run:
     count = 4 if name == "microbatch(4)" else 1
 
     def run(steps: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         with torch.autograd.set_detect_anomaly(name == "detect_anomaly"):
             for x, y in itertools.islice(itertools.cycle(batches), steps):
                 optimizer.zero_grad()
@@ -108,7 +108,7 @@ def imperative(name: str, module: nn.Module, batches: list[Batch]) -> Run:
                 scaler.update()
                 if average is not None:
                     average.update_parameters(module)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     return run
 
