@@ -100,9 +100,12 @@ class Scale:
         return after.replace(params=params), slope
 
 
+def scaled(scale: Scale) -> Transform:
+    return lambda unit: amended(unit, "scaled", lambda descent: scale)
+
+
 def test_transforms_that_do_not_commute_are_found_out():
-    double: Transform = lambda unit: amended(unit, "double", lambda descent: Scale(2.0, 0.0))  # noqa: E731
-    shift: Transform = lambda unit: amended(unit, "shift", lambda descent: Scale(1.0, 1.0))  # noqa: E731
+    double, shift = scaled(Scale(2.0, 0.0)), scaled(Scale(1.0, 1.0))
     check_order([double, shift], [double, shift], 1)
     with pytest.raises(LawError, match="law 8"):
         check_order([double, shift], [shift, double], 1)

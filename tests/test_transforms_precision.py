@@ -16,38 +16,28 @@ from tnt_func.unit import TrainUnit
 T = tnt.transforms
 
 
-class Seen(nn.Module):
-    """A layer that notes in what precision it works, forward and backward."""
+SEEN: list[Any] = []
+"""In what precision the layer worked, forward and backward; outside of it, for a model copies its module."""
 
-    def __init__(self, seen: list[Any]):
-        super().__init__()
-        self.layer, self.seen = nn.Linear(2, 2), (seen.append,)
 
-    def __deepcopy__(self, memo: Any) -> "Seen":
-        copied = nn.Module.__new__(Seen)
-        memo[id(self)] = copied
-        nn.Module.__init__(copied)
-        copied.layer, copied.seen = __import__("copy").deepcopy(self.layer, memo), self.seen
-        return copied
-
-    def forward(self, x: Tensor) -> Tensor:
-        (note,) = self.seen
-        y = self.layer(x)
-        note((y.dtype, torch.is_autocast_enabled("cpu")))
+class Seen(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input)
+        SEEN.append((y.dtype, torch.is_autocast_enabled("cpu")))
         if y.requires_grad:
-            y.register_hook(lambda grad: note(("backward", torch.is_autocast_enabled("cpu"))))
+            y.register_hook(lambda grad: SEEN.append(("backward", torch.is_autocast_enabled("cpu"))))
         return y
 
 
 def test_forward_evaluation_and_prediction_are_cast_and_backward_is_not():
-    seen: list[Any] = []
-    unit, state = tnt.supervised(Seen(seen), F.cross_entropy, optim.sgd(0.1), key=tnt.key(0))
+    SEEN.clear()
+    unit, state = tnt.supervised(Seen(2, 2), F.cross_entropy, optim.sgd(0.1), key=tnt.key(0))
     unit, data = T.autocast(unit), [(torch.randn(4, 2), torch.tensor([0, 1, 1, 0]))]
     state = tnt.fit(unit, state, data, data, max_epochs=1)
     assert unit.predict_unit is not None
     tnt.predict(unit.predict_unit, state, data)
     cast = (torch.bfloat16, True)
-    assert seen == [cast, ("backward", False), cast, cast]
+    assert SEEN == [cast, ("backward", False), cast, cast]
     assert {leaf.dtype for leaf in state.params.values()} == {torch.float32}
     assert not torch.is_autocast_enabled("cpu")
 
