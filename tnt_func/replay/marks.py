@@ -37,8 +37,10 @@ def mark(leaf: Any, start: int = 0) -> int:
         (True, False, False)
     """
     if isinstance(leaf, torch.Tensor):
-        dense = leaf.detach().to("cpu") if leaf.layout is torch.strided else leaf.detach().to("cpu").to_dense()
-        flat = dense.resolve_conj().resolve_neg().contiguous()
+        flat = leaf.detach() if leaf.layout is torch.strided else leaf.detach().to_dense()
+        if flat.device.type != "cpu" or flat.is_conj() or flat.is_neg():
+            flat = flat.to("cpu").resolve_conj().resolve_neg()
+        flat = flat.contiguous()
         start = zlib.crc32(f"{flat.dtype}{tuple(flat.shape)}".encode(), start)
         return zlib.crc32((ctypes.c_ubyte * flat.nbytes).from_address(flat.data_ptr()), start) if flat.nbytes else start
     if isinstance(leaf, trees.LEAVES):

@@ -24,7 +24,7 @@ from tnt_func.checkpoint.saving import make_ready, remove, save
 from tnt_func.errors import CheckpointError, StructureError, UsageError, UsageTypeError
 from tnt_func.events import Event
 from tnt_func.replay.marks import mark_of_batch, marks, numbers, row_numbers
-from tnt_func.replay.rows import CHECKPOINTS, ROWS, Directory, Lineage, Record, Row
+from tnt_func.replay.rows import CHECKPOINTS, ROWS, Directory, Lineage, Record, line
 from tnt_func.state import State, digest
 from tnt_func.types import typed
 from tnt_func.unit import RESERVED
@@ -34,7 +34,7 @@ from tnt_func.unit import RESERVED
 def record(
     directory: Directory,
     *,
-    digest_every_n_steps: int = 50,
+    digest_every_n_steps: int = 100,
     checkpoint_every_n_steps: int = 500,
     metrics_every_n_steps: int = 1,
     mark_batches: bool = True,
@@ -158,12 +158,12 @@ class Recording:
     def _append(self, state: State, **values: Any) -> None:
         assert self._file is not None
         progress = state.progress.train
-        line = Row(step=progress.steps, epoch=progress.epochs, **values).text()
+        text = line({"step": progress.steps, "epoch": progress.epochs, **values})
         try:
-            written, reason = os.write(self._file, line), "the disk is full"
+            written, reason = os.write(self._file, text), "the disk is full"
         except OSError as error:
             written, reason = 0, error
-        if written != len(line):
+        if written != len(text):
             self._last = None  # Nothing may follow a torn line.
             raise CheckpointError(
                 f"a line of {self.directory / ROWS} could not be written: {reason}. Make room; the run goes on from "

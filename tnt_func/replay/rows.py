@@ -62,13 +62,18 @@ class Row:
         """Whether it is about a step or an epoch, of which there is one row each."""
         return self.row in ("step", "epoch")
 
-    def text(self) -> bytes:
-        """The line."""
-        values = {name: value for name in FIELDS if (value := getattr(self, name)) is not None}
-        return json.dumps(values, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), check_circular=False)
 
 
-FIELDS = tuple(field.name for field in fields(Row))
+def line(values: Mapping[str, Any]) -> bytes:
+    """The line of a row's fields; those that are None are left out.
+
+    Example:
+        >>> line({"row": "step", "step": 1, "epoch": 0, "batch": None})
+        b'{"row":"step","step":1,"epoch":0}\\n'
+    """
+    return f"{_ENCODER.encode({name: value for name, value in values.items() if value is not None})}\n".encode()
 
 
 @dataclass(frozen=True, kw_only=True)
