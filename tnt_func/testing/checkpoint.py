@@ -1,7 +1,6 @@
 """Law 15: a checkpoint is the state, or it is refused."""
 
 import os
-import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +63,7 @@ def check_checkpoint(
                 raise _broken("the restored state, saved again, gives other files", sorted(_files(path)), _OTHER)
             shutil.rmtree(again)
         files, kept = _files(path), freeze(like)
-        for said, damaged in _damages(files, damages, random.Random(seed)):
+        for said, damaged in _damages(files, rng.split(rng.key(seed), damages)):
             _put(path, damaged)
             try:
                 restore(path, like)
@@ -112,7 +111,7 @@ def _put(path: Path, files: dict[str, bytes]) -> None:
         (path / name).write_bytes(content)
 
 
-def _damages(files: dict[str, bytes], count: int, choice: random.Random) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _damages(files: dict[str, bytes], choices: Sequence[rng.Key]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Damaged copies of a checkpoint, each with what was done to it."""
     names = list(files)
     for name in names:
@@ -120,11 +119,12 @@ def _damages(files: dict[str, bytes], count: int, choice: random.Random) -> Iter
         yield f"{name} was empty", {**files, name: b""}
         yield f"{name} had a byte more", {**files, name: files[name] + b"\0"}
     yield "its files were exchanged", dict(zip(names, reversed(files.values()), strict=True))
-    for _ in range(count):
-        name = choice.choice(names)
-        place, content = choice.randrange(len(files[name])), files[name]
+    for choice in choices:
+        name = names[rng.fold_in(choice, "file").seed % len(names)]
+        content = files[name]
+        place = rng.fold_in(choice, "place").seed % len(content)
         yield f"{name} was cut short at byte {place}", {**files, name: content[:place]}
-        changed = bytes([content[place] ^ choice.randrange(1, 256)])
+        changed = bytes([content[place] ^ 1 + rng.fold_in(choice, "bits").seed % 255])
         yield f"byte {place} of {name} was changed", {**files, name: content[:place] + changed + content[place + 1 :]}
 
 
