@@ -1,11 +1,6 @@
 """What a record gives back: states, first steps, differences, branches."""
 
 import math
-import os
-import random
-import shutil
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +12,7 @@ from torch import nn
 
 import tnt_func as tnt
 from tnt_func.errors import CheckpointError, StructureError, UsageError, UsageTypeError
-from tnt_func.replay import Change, Record, bisect, diff, lineage, record, replay, what_if
+from tnt_func.replay import Change, Record, bisect, diff, record, replay, what_if
 
 
 def resumed(directory: Path, **more: Any) -> tnt.State:
@@ -94,121 +89,6 @@ def test_what_cannot_be_replayed_is_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="the record goes on to step 5"):
         trained(tmp_path / "list", data=[*short, *short[:1]])
         replay(tmp_path / "list", TRAIN, START, short, 5, **OPTIONS)
-
-
-# Killed and resumed
-
-
-def killed(work: Callable[[], Any], after: float) -> bool:
-    """Whether a process of its own was killed before its work was done, after so many seconds of its own CPU time."""
-    child = os.fork()
-    if child == 0:
-        # The signal's default ends the process where it stands, as SIGKILL does, and other load does not move it.
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_PROF, after)
-        work()
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
-def test_a_record_survives_being_killed_at_random_moments(tmp_path: Path):
-    states = trained(tmp_path / "whole", **CADENCE)
-    choice, kills, number = random.Random(0), 0, 0
-    while kills < 20:
-        number += 1
-        directory = tmp_path / str(number)
-        while killed(lambda directory=directory: resumed(directory), choice.uniform(0.001, 0.03)):
-            kills += 1
-            if kills % 7 == 0:
-                break
-        assert tnt.digest(resumed(directory)) == tnt.digest(resumed(tmp_path / "whole"))
-        assert steps(directory) == list(range(1, 16))
-        for step in choice.sample(sorted(states), 4) if kills < 20 else states:
-            state = replay(directory, TRAIN, START, LOADER, step, **OPTIONS)
-            assert tnt.digest(state) == tnt.digest(states[step])
-        assert diff(directory, tmp_path / "whole") is None
-
-
-def test_a_torn_last_line_is_cut_wherever_it_tore(tmp_path: Path):
-    trained(tmp_path / "unbroken", **CADENCE)
-    whole = tmp_path / "whole"
-    state = resumed(whole, pause_when=tnt.pausing.until(lambda: len(steps(whole)) == 7))
-    shutil.rmtree(whole / "checkpoints" / tnt.checkpoint.name(state))
-    text = (whole / "record.jsonl").read_bytes()
-    kept = text.rindex(b'"row":"checkpoint"', 0, text.rindex(b'"row":"checkpoint"'))
-    for end in range(text.index(b"\n", kept) + 1, len(text), 37):
-        torn = tmp_path / str(end)
-        shutil.copytree(whole, torn)
-        (torn / "record.jsonl").write_bytes(text[:end])
-        resumed(torn)
-        assert steps(torn) == list(range(1, 16)) and diff(torn, tmp_path / "unbroken") is None
-
-
-def test_a_damaged_line_or_one_written_twice_is_refused(tmp_path: Path):
-    trained(tmp_path)
-    path = tmp_path / "record.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    for damaged, said in (
-        ([*lines[:3], b"{\n", *lines[3:]], "line 4 of .* is damaged"),
-        ([*lines[:3], b'{"row":"step","step":1}\n', *lines[3:]], "line 4 of .* is damaged"),
-        ([*lines[:4], *lines[3:]], "or one is there twice"),
-    ):
-        path.write_bytes(b"".join(damaged))
-        with pytest.raises(CheckpointError, match=said):
-            Record.read(tmp_path)
-
-
-def test_going_back_cuts_what_comes_after_and_says_so(tmp_path: Path):
-    trained(tmp_path, **CADENCE)
-    like = tnt.prepare(TRAIN, START, [COUNTING])
-    state = tnt.checkpoint.restore(tmp_path / "checkpoints" / "step-000000000004-epoch-000000", like)
-    options = {"callbacks": [COUNTING], "max_steps": 6}
-    with pytest.warns(UserWarning, match="recorded further than step 4"):
-        tnt.train(TRAIN, state, LOADER, **options, observers=[record(tmp_path, **CADENCE)])
-    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
-    assert len(tnt.checkpoint.checkpoints(tmp_path / "checkpoints")) == 3
-
-
-def test_two_runs_are_not_mixed(tmp_path: Path):
-    states = trained(tmp_path)
-    with pytest.raises(UsageError, match="holds another run: at step 0"):
-        trained(tmp_path, state=START.replace(key=tnt.key(4)))
-    with pytest.raises(UsageError, match="holds another run: at step 7"):
-        trained(tmp_path, state=states[7].replace(key=tnt.key(4)))
-    before = steps(tmp_path)
-    more = {**OPTIONS, "max_epochs": 5}
-    with pytest.raises(UsageError, match="to step 15, epoch 3, and this run starts at step 20"):
-        state = tnt.train(TRAIN, tnt.end_epoch(TRAIN, states[15]), LOADER, **{**OPTIONS, "max_epochs": 4})
-        tnt.train(TRAIN, state, LOADER, **more, observers=[record(tmp_path)])
-    assert steps(tmp_path) == before
-
-
-def test_a_failed_and_a_paused_run_leave_a_checkpoint_to_go_on_from(tmp_path: Path):
-    def breaking(state: tnt.State) -> tnt.State:
-        if state.progress.train.steps == 7:
-            raise ArithmeticError
-        return state
-
-    with pytest.raises(ArithmeticError):
-        failing = [COUNTING, tnt.Callback(name="break", on_train_step_end=breaking)]
-        tnt.train(TRAIN, START, LOADER, max_epochs=3, callbacks=failing, observers=[record(tmp_path)])
-    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
-    saved = tnt.checkpoint.latest(tmp_path / "checkpoints")
-    assert saved is not None and saved.name.startswith("step-000000000006")
-
-
-def test_a_full_disk_fails_the_run_and_leaves_what_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def filling(file: int, line: bytes) -> int:
-        return write(file, line[:9] if b'"step":7,' in line else line)
-
-    write = os.write
-    monkeypatch.setattr("tnt_func.replay.recording.os.write", filling)
-    with pytest.raises(CheckpointError, match="could not be written: the disk is full"):
-        trained(tmp_path, **CADENCE)
-    monkeypatch.undo()
-    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
-    resumed(tmp_path)
-    assert steps(tmp_path) == list(range(1, 16))
 
 
 # Searching
@@ -339,38 +219,3 @@ def test_the_branch_that_leaves_a_batch_out_draws_and_reads_as_the_other(tmp_pat
     tnt.train(unit, START, LOADER, max_epochs=2, observers=[record(tmp_path)])
     branches = what_if(tmp_path, unit, START, LOADER, 0, Change(without=[1, 3, 5, 6]))
     assert branches.now.numbers == {s: {} if s in (1, 3, 5, 6) else n for s, n in branches.was.numbers.items()}
-
-
-# Where it came from
-
-
-def test_a_record_and_its_checkpoints_name_what_they_came_from(tmp_path: Path):
-    trained(tmp_path, code="abc1234", config={"lr": 0.1}, fingerprint="v2")
-    saved = tnt.checkpoint.latest(tmp_path / "checkpoints")
-    assert saved is not None
-    found = lineage(saved)
-    assert found == lineage(tmp_path)
-    assert (found.code, found.config, found.fingerprint, found.key) == ("abc1234", {"lr": 0.1}, "v2", 3)
-    assert (found.torch, found.tnt_func) == (str(torch.__version__), tnt.__version__)
-    assert found.data["sampler"] == "RandomSampler" and len(found.run) == 12
-    with pytest.raises(CheckpointError):
-        lineage(tmp_path / "checkpoints" / "other")
-
-
-def test_arguments_that_cannot_work_are_refused_before_a_run(tmp_path: Path):
-    with pytest.raises(UsageError, match="each is at least 1 step"):
-        record(tmp_path, digest_every_n_steps=0)
-    with pytest.raises(UsageTypeError, match="JSON cannot hold it"):
-        record(tmp_path, config={"lr": torch.tensor(1.0)})
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_is_not_finite_is_strict_json(tmp_path: Path):
-    unit = tnt.TrainUnit(train_step=lambda state, batch: (state, {"loss": batch}))
-    data = [float("nan"), float("-inf"), 0.5]
-    tnt.train(unit, START, data, max_epochs=1, observers=[record(tmp_path)])
-    assert [row.numbers for row in Record.read(tmp_path).rows if row.row == "step"] == [
-        {"loss": "nan"},
-        {"loss": "-inf"},
-        {"loss": 0.5},
-    ]
