@@ -1,0 +1,79 @@
+"""The rows of a run in memory.
+
+Example:
+    >>> import tnt_func as tnt
+    >>> unit = tnt.TrainUnit(train_step=lambda state, batch: (state, {"loss": batch}))
+    >>> history = History()
+    >>> observers = [tnt.observers.recorder(history, every_n_steps=1)]
+    >>> _ = tnt.train(unit, tnt.State(params=0, key=tnt.key(0)), [0.5, 0.25], max_epochs=2, observers=observers)
+    >>> [row.metrics["loss"] for row in history[-3:]]
+    [0.25, 0.5, 0.25]
+"""
+
+import importlib
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+from tnt_func.errors import MissingExtraError
+from tnt_func.observers.rows import FIELDS, Place, Row
+
+
+class History(Sequence[Row]):
+    """A `Writer` that is a sequence of its rows. It is there after the run; a process that is killed loses it.
+
+    Args:
+        rows: to begin with.
+
+    Example:
+        >>> history = History([Row(1, 0, "train", "step", {"loss": 0.5}), Row(1, 1, "eval", "epoch", {"loss": 0.7})])
+        >>> len(history), history[0].metrics, history[1:]
+        (2, {'loss': 0.5}, History(1 row))
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()):
+        self._rows = list(rows)
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} row{'s' * (len(self) != 1)})"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> "History": ...
+    def __getitem__(self, index: int | slice) -> "Row | History":
+        """A row, or the history of a slice of them."""
+        return History(self._rows[index]) if isinstance(index, slice) else self._rows[index]
+
+    def open(self, place: Place | None) -> None:
+        """Cut the rows after a place."""
+        self._rows = [row for row in self._rows if place is None or row.place <= place]
+
+    def write(self, row: Row) -> None:
+        """Keep a row."""
+        self._rows.append(row)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame: step, epoch, phase, kind, and a column for every metric, NaN where a row has it not.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+
+        Example:
+            >>> frame = History([Row(1, 0, "train", "step", {"loss": 0.5})]).to_pandas()
+            >>> frame.columns.tolist(), frame["loss"].tolist()
+            (['step', 'epoch', 'phase', 'kind', 'loss'], [0.5])
+        """
+        try:
+            pandas: Any = importlib.import_module("pandas")
+        except ImportError as error:
+            raise MissingExtraError(
+                "History.to_pandas needs pandas, which is not installed. Run pip install 'tnt-func[pandas]'."
+            ) from error
+        flat = [row.flat() for row in self._rows]
+        return pandas.DataFrame(flat, columns=list(dict.fromkeys((*FIELDS, *(name for row in flat for name in row)))))

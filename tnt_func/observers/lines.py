@@ -1,0 +1,81 @@
+"""A file of lines that outlives its process: each is one write at its end, and what is rewritten appears whole.
+
+Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     file = Lines(Path(directory) / "rows.txt")
+    ...     file.begin([b"one\\n"])
+    ...     file.append(b"two\\n")
+    ...     file.close()
+    ...     file.read()
+    [b'one\\n', b'two\\n']
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tnt_func.errors import CheckpointError
+
+
+class Lines:
+    """Such a file.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: int | None = None
+
+    def read(self) -> list[bytes]:
+        """The whole lines that are there; a torn last one, of a killed process, is none."""
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
+
+    def begin(self, lines: Iterable[bytes]) -> None:
+        """Let the file hold these lines, and be ready for more."""
+        self.close()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = b"".join(lines)
+        if not self.path.exists() or self.path.read_bytes() != content:
+            overwrite(self.path, content)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+
+    def append(self, line: bytes) -> None:
+        """Add a line.
+
+        Raises:
+            CheckpointError: it could not be written; nothing of it is left.
+        """
+        assert self._file is not None
+        try:
+            written, reason = os.write(self._file, line), "the disk is full"
+        except OSError as error:
+            written, reason = 0, error
+        if written != len(line):
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise CheckpointError(
+                f"a line of {self.path} could not be written: {reason}. Make room and resume the run, or train without "
+                "this writer."
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Put a file in the place of another at once: whoever is killed meanwhile leaves the one or the other."""
+    new = path.with_name(f".{path.name}.new")
+    with open(new, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)

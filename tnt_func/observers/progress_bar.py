@@ -1,0 +1,122 @@
+"""A bar for the open epoch, by tqdm.
+
+Example:
+    >>> import io
+    >>> import tnt_func as tnt
+    >>> unit = tnt.TrainUnit(train_step=lambda state, batch: (state, {"loss": batch}))
+    >>> terminal = type("Terminal", (io.StringIO,), {"isatty": lambda self: True})()
+    >>> first = tnt.State(params=0, key=tnt.key(0))
+    >>> _ = tnt.train(unit, first, [0.5] * 10, max_epochs=1, observers=[progress_bar(file=terminal)])
+    >>> "train epoch 1: 100%" in terminal.getvalue(), "10/10" in terminal.getvalue()
+    (True, True)
+"""
+
+import importlib
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tnt_func.errors import MissingExtraError
+from tnt_func.events import Event
+from tnt_func.observers.rows import metrics_of
+from tnt_func.replay.marks import numbers
+from tnt_func.types import Phase, typed
+from tnt_func.unit import RESERVED
+
+
+@typed
+def progress_bar(
+    *,
+    totals: Mapping[Phase, int] | None = None,
+    max_epochs: int | None = None,
+    metrics_every_seconds: int | float = 1.0,
+    file: Any = None,
+) -> "ProgressBar":
+    """An observer that shows how far the epoch is, its speed, and its metrics so far; nothing where no terminal is.
+
+    The steps of an epoch are taken from `totals`, else from the epoch before, else, in training, from the length of the
+    data. Where an epoch is over its bar is full: it counts what there was.
+
+    Args:
+        totals: steps of an epoch, by phase.
+        max_epochs: shown behind the epoch.
+        metrics_every_seconds: how often numbers are fetched from the device, which waits for it; besides, when an epoch
+            is over. They are the unit's metrics, or, where it has none, the numbers of the step's output.
+        file: written to; None is the standard error.
+
+    Raises:
+        MissingExtraError: tqdm is not installed.
+
+    Example:
+        >>> progress_bar(totals={"train": 1000, "eval": 100}, max_epochs=4)
+        progress_bar()
+    """
+    try:
+        tqdm: Any = importlib.import_module("tqdm").tqdm
+    except ImportError as error:
+        raise MissingExtraError(
+            "progress_bar needs tqdm, which is not installed. Run pip install 'tnt-func[progress]'."
+        ) from error
+    return ProgressBar(tqdm, dict(totals or {}), max_epochs, metrics_every_seconds, file)
+
+
+class ProgressBar:
+    """What `progress_bar` makes: called with every event, closed at the end."""
+
+    def __init__(self, tqdm: Any, totals: dict[Phase, int], max_epochs: int | None, seconds: float, file: Any):
+        self._tqdm, self._totals, self._max_epochs, self._seconds, self._file = tqdm, totals, max_epochs, seconds, file
+        self._before: dict[Phase, int] = {}
+        self._bars: dict[Phase, Any] = {}
+        self._due = -math.inf
+
+    def __repr__(self) -> str:
+        return "progress_bar()"
+
+    def __call__(self, event: Event) -> None:
+        """Move the bar of the phase."""
+        if event.point in ("epoch_start", "fetched") and event.phase not in self._bars:
+            self._bars[event.phase] = self._bar(event)
+        elif event.point in ("step_end", "epoch_end") and event.phase in self._bars:
+            self._move(event, self._bars[event.phase])
+        elif event.point in ("paused", "failed") or (event.point, event.phase) == ("start", "train"):
+            self.close()
+
+    def close(self) -> None:
+        """Leave the bars that are open as they are."""
+        while self._bars:
+            self._bars.popitem()[1].close()
+        self._before = {}
+
+    def _bar(self, event: Event) -> Any:
+        phase, state = event.phase, event.state
+        done = state.progress.of(phase)
+        length = state.memory.get(RESERVED, {}).get("length", -1) if phase == "train" else -1
+        total = self._totals.get(phase, self._before.get(phase, length))
+        epoch = f"{done.epochs + 1}" + (f"/{self._max_epochs}" if phase == "train" and self._max_epochs else "")
+        return self._tqdm(
+            desc=f"{phase} epoch {epoch}",
+            total=None if total < 0 else total,
+            initial=done.steps_in_epoch,
+            leave=not self._bars,  # That of an evaluation inside training goes when it is over.
+            file=sys.stderr if self._file is None else self._file,
+            disable=None,  # Where the file is no terminal.
+            dynamic_ncols=True,
+        )
+
+    def _move(self, event: Event, bar: Any) -> None:
+        phase, state = event.phase, event.state
+        over = event.point == "epoch_end"
+        if not over:
+            bar.update(state.progress.of(phase).steps_in_epoch - bar.n)
+        if not bar.disable and (over or time.monotonic() >= self._due):
+            self._due = time.monotonic() + self._seconds
+            found = metrics_of(event)
+            if found or not over:
+                bar.set_postfix(found or numbers(state.output), refresh=False)
+        if over:
+            self._before[phase] = bar.total = bar.n
+            bar.refresh()
+            bar.close()
+            del self._bars[phase]

@@ -1,0 +1,135 @@
+"""The numbers of a run, read once and given to every writer.
+
+Example:
+    >>> import tnt_func as tnt
+    >>> import torch
+    >>> from torch import nn
+    >>> optimizer = tnt.optim.sgd(tnt.schedules.linear(1.0, 0.0, steps=4))
+    >>> unit, state = tnt.supervised(nn.Linear(1, 1), nn.functional.mse_loss, optimizer, key=tnt.key(0))
+    >>> history = tnt.observers.History()
+    >>> observers = [recorder(history, every_n_steps=2, hyperparameters=["lr"])]
+    >>> data = [(torch.ones(1, 1), torch.ones(1, 1))] * 4
+    >>> _ = tnt.train(unit.train_unit, state, data, max_epochs=1, observers=observers)
+    >>> [(row.step, row.kind, row.metrics.get("optim.lr")) for row in history]
+    [(2, 'step', 0.75), (4, 'step', 0.25), (4, 'epoch', None)]
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tnt_func import optim
+from tnt_func.errors import UsageError
+from tnt_func.events import Event
+from tnt_func.observers.rows import Row, Writer, metrics_of
+from tnt_func.replay.marks import numbers
+from tnt_func.types import PyTree, typed
+
+
+@typed
+def recorder(*writers: Writer, every_n_steps: int = 50, hyperparameters: Sequence[str] = ()) -> "Recorder":
+    """An observer that records a run: rows of steps, epochs and evaluations, the same for every writer.
+
+    A row has what is one number: of a step, the entries of its output; of an epoch and an evaluation, the unit's
+    metrics. Where there is none, there is no row. A call of `train` or `fit` that begins where the rows already have
+    been cuts those after that place; `evaluate` and `predict` on their own add to them.
+
+    Numbers are read from the device when a row is due and at no other time: that is the only wait for it.
+
+    Args:
+        writers: `History()`, `csv_writer(path)`, `jsonl_writer(path)`, `tensorboard_writer(directory)`, or any other
+            `Writer`.
+        every_n_steps: train steps of the lifetime from row to row; 1 waits for the device at every step.
+        hyperparameters: names of those to add to the rows of steps, "lr" say, as "optim.lr" after the step; where there
+            are several of a name, of groups or in a tuple, they are numbered: "optim.betas.0".
+
+    Raises:
+        UsageError: every_n_steps is below 1; when the run starts, the optimizer has no such hyper-parameter.
+
+    Example:
+        >>> from tnt_func.observers import History
+        >>> recorder(History(), every_n_steps=10, hyperparameters=["lr"])
+        recorder(History(0 rows))
+    """
+    if every_n_steps < 1:
+        raise UsageError(
+            f"recorder(every_n_steps={every_n_steps}) was given; it is at least 1. Write every_n_steps=50."
+        )
+    if isinstance(hyperparameters, str):
+        raise UsageError(
+            f"recorder(hyperparameters={hyperparameters!r}) was given; it takes names. Write [{hyperparameters!r}]."
+        )
+    return Recorder(writers, every_n_steps, tuple(hyperparameters))
+
+
+class Recorder:
+    """What `recorder` makes: called with every event, closed at the end."""
+
+    def __init__(self, writers: tuple[Writer, ...], every_n_steps: int, hyperparameters: tuple[str, ...]):
+        self._writers, self._every, self._hyperparameters = writers, every_n_steps, hyperparameters
+        self._opened = False
+
+    def __repr__(self) -> str:
+        return f"recorder({', '.join(map(repr, self._writers))})"
+
+    def __call__(self, event: Event) -> None:
+        """Write what is due."""
+        if event.point == "start":
+            self.open(event)
+        elif event.point == "step_end" and event.phase == "train":
+            if event.state.progress.train.steps % self._every == 0:
+                found = {name: float(value) for name, value in numbers(event.state.output).items()}
+                self._write(
+                    event, "step", {**found, **dict(_hyperparameters(event.state.opt_state, self._hyperparameters))}
+                )
+        elif event.point == "epoch_end":
+            self._write(event, "epoch", metrics_of(event))
+
+    def open(self, event: Event) -> None:
+        """Bring the writers to where a run starts; an evaluation inside training changes nothing."""
+        training = event.phase == "train"
+        if self._opened and not training:
+            return
+        if training:
+            _check(event.state.opt_state, self._hyperparameters)
+        self._opened = True
+        progress = event.state.progress.train
+        for writer in self._writers:
+            writer.open((progress.steps, progress.epochs) if training else None)
+
+    def close(self) -> None:
+        """Close the writers."""
+        self._opened = False
+        with ExitStack() as all_of_them:
+            for writer in reversed(self._writers):
+                all_of_them.callback(writer.close)
+
+    def _write(self, event: Event, kind: Any, metrics: Mapping[str, float]) -> None:
+        if not metrics:
+            return
+        progress = event.state.progress.train
+        row = Row(progress.steps, progress.epochs, event.phase, kind, metrics)
+        for writer in self._writers:
+            writer.write(row)
+
+
+def _check(opt_state: PyTree, names: Sequence[str]) -> None:
+    known = sorted({name for values in optim.hyperparameters(opt_state) for name in values})
+    if missing := [name for name in names if name not in known]:
+        raise UsageError(
+            f"recorder(hyperparameters={missing}) was given; the optimizer has {known}. Write one of those."
+        )
+
+
+def _hyperparameters(opt_state: PyTree, names: Sequence[str]) -> Iterator[tuple[str, float]]:
+    for name in names:
+        held = [values[name] for values in optim.hyperparameters(opt_state) if name in values]
+        yield from _flat(f"optim.{name}", held[0] if len(held) == 1 else held)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, tuple | list):
+        for index, part in enumerate(value):
+            yield from _flat(f"{name}.{index}", part)
+    elif value is not None:
+        yield name, float(value)
