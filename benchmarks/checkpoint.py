@@ -4,7 +4,7 @@ Every contestant writes the same tensors to the same disk and flushes them, and 
 also computes the checksums that a checkpoint has. They take turns, in an order of chance, so that all meet the same
 machine; ratios are of the same round. Files are read from the system's cache, as right after a crash of the process.
 
-    python benchmarks/checkpoint.py [--megabytes 1000] [--rounds 7] [--directory .]
+    python benchmarks/checkpoint.py [--megabytes 1000] [--rounds 7] [--directory PATH]
 """
 
 import argparse
@@ -117,7 +117,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--directory", default=".")
+    parser.add_argument("--directory", help="on the disk to measure; the system's for temporary files if not given")
     given = parser.parse_args()
     torch.set_num_threads(1)
     side = given.megabytes * 1_000_000 // 4 // LEAVES // 1024 * 1024

@@ -189,7 +189,7 @@ def accelerate(
         done = int((folder / "steps").read_text())
     for epoch in range(done // EPOCH, STEPS // EPOCH):
         data.set_epoch(epoch)
-        for batch in accelerator.skip_first_batches(data, done % EPOCH):
+        for batch in accelerator.skip_first_batches(data, done % EPOCH) if done % EPOCH else data:
             optimizer.zero_grad()
             accelerator.backward(model(**batch)["loss"])
             optimizer.step()
