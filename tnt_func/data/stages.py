@@ -281,8 +281,9 @@ def each(
     results = list[Any]()
 
     def loop() -> None:
-        for argument in arguments:
-            results.append(function(argument))
+        results.extend(map(function, arguments))
+        if len(results) < len(places):
+            raise StopIteration  # which `map` takes for the end of the arguments
 
     def seeded_loop(seed: int, draws: tuple[Generator, ...]) -> None:
         for place, argument in zip(places, arguments, strict=True):
