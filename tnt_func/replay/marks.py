@@ -37,12 +37,16 @@ def mark(leaf: Any, start: int = 0) -> int:
         (True, False, False)
     """
     if isinstance(leaf, torch.Tensor):
-        flat = leaf.detach() if leaf.layout is torch.strided else leaf.detach().to_dense()
-        if flat.device.type != "cpu" or flat.is_conj() or flat.is_neg():
-            flat = flat.to("cpu").resolve_conj().resolve_neg()
-        flat = flat.contiguous()
-        start = zlib.crc32(f"{flat.dtype}{tuple(flat.shape)}".encode(), start)
-        return zlib.crc32((ctypes.c_ubyte * flat.nbytes).from_address(flat.data_ptr()), start) if flat.nbytes else start
+        # Every call of torch's costs a few microseconds within a step, so a plain tensor is only looked at.
+        if (
+            not (leaf.is_cpu and leaf.layout is torch.strided and leaf.is_contiguous())
+            or leaf.is_conj()
+            or leaf.is_neg()
+        ):
+            dense = leaf.detach() if leaf.layout is torch.strided else leaf.detach().to_dense()
+            leaf = dense.to("cpu").resolve_conj().resolve_neg().contiguous()
+        start = zlib.crc32(f"{leaf.dtype}{tuple(leaf.shape)}".encode(), start)
+        return zlib.crc32((ctypes.c_ubyte * leaf.nbytes).from_address(leaf.data_ptr()), start) if leaf.nbytes else start
     if isinstance(leaf, trees.LEAVES):
         return zlib.crc32(f"{type(leaf).__name__} {leaf!a}".encode(), start)
     view = memoryview(leaf)
@@ -59,11 +63,15 @@ def mark_of_batch(batch: Batch) -> str | None:
         (False, True)
     """
     found = 0
-    for leaf in trees.leaves(batch):
-        try:
-            found = mark(leaf, found)
-        except (TypeError, ValueError, RuntimeError):
-            return None
+
+    def add(leaf: Any) -> None:
+        nonlocal found
+        found = mark(leaf, found)
+
+    try:
+        trees.map(add, batch)
+    except (TypeError, ValueError, RuntimeError):
+        return None
     return f"{found:0{DIGITS}x}"
 
 
