@@ -1,0 +1,148 @@
+"""Observers of every kind watch (law 6); and the rows of a run that is cut off anywhere and resumed are the run's."""
+
+import csv
+import io
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tnt_func import testing
+from tnt_func.errors import LawError
+from tnt_func.events import Event, Observer
+from tnt_func.observers import (
+    History,
+    Row,
+    console,
+    csv_writer,
+    every,
+    isolate,
+    jsonl_writer,
+    on,
+    progress_bar,
+    rank_zero,
+    recorder,
+    tee,
+    tensorboard_writer,
+    when,
+)
+from tnt_func.testing.case import Case
+from tnt_func.testing.strategies import cases, fit_cases, train_cases
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def falling(event: Event) -> None:
+    raise OSError("the network is gone")
+
+
+def plain(directory: Path) -> dict[str, Observer]:
+    return {
+        "bar": progress_bar(file=Terminal(), metrics_every_seconds=0),
+        "console": console(file=io.StringIO()),
+        "recorder": recorder(
+            History(), csv_writer(directory / "a.csv"), jsonl_writer(directory / "a.jsonl"), every_n_steps=1
+        ),
+        "falling": isolate(falling),
+    }
+
+
+AROUND: tuple[Any, ...] = (
+    lambda inside: inside,
+    lambda inside: on("epoch_end", inside),
+    lambda inside: every(inside, steps=2),
+    lambda inside: every(inside, seconds=1e-9),
+    lambda inside: when(lambda event: event.phase == "eval", inside),
+    rank_zero,
+    isolate,
+    lambda inside: tee(inside, repr),
+)
+NAMES = ("bar", "console", "recorder", "falling")
+CHOICES = st.lists(
+    st.tuples(st.sampled_from(NAMES), st.sampled_from(AROUND)), max_size=4, unique_by=lambda pair: pair[0]
+)
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    log = logging.getLogger("tnt_func.observers")
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
+
+
+@settings(max_examples=50)
+@given(cases(), CHOICES)
+def test_observers_of_every_kind_do_not_matter(case: Case, choices: Sequence[tuple[str, Any]]):
+    with tempfile.TemporaryDirectory() as directory, unlogged():
+        inside = plain(Path(directory))
+        case.check(testing.check_observers, observers=[around(inside[name]) for name, around in choices])
+
+
+@settings(max_examples=3)
+@given(fit_cases())
+def test_tensorboard_does_not_matter(case: Case):
+    with tempfile.TemporaryDirectory() as directory:
+        case.check(testing.check_observers, observers=[recorder(tensorboard_writer(directory), every_n_steps=1)])
+
+
+def test_an_observer_that_writes_is_caught_inside_a_combinator():
+    import torch
+
+    import tnt_func as tnt
+
+    unit = tnt.TrainUnit(train_step=lambda state, batch: (state, {}))
+    zero = isolate(every(tee(lambda event: event.state.params.zero_()), steps=1))
+    with pytest.raises(LawError, match="law 6"):
+        testing.check_observers(unit, tnt.State(params=torch.ones(2), key=tnt.key(0)), [1.0], observers=[zero])
+
+
+def watched(directory: Path, events: Iterable[Event], keep: History, limit: int | None = None) -> Event | None:
+    """Record events, up to a limit, where the process dies; the last resumable of them."""
+    observer = recorder(keep, csv_writer(directory / "a.csv"), jsonl_writer(directory / "a.jsonl"), every_n_steps=1)
+    last = None
+    for _, event in zip(range(limit if limit is not None else 10**9), events, strict=False):
+        observer(event)
+        last = event if event.resumable else last
+    return last
+
+
+def exact(rows: Iterable[Row]) -> list[Any]:
+    return [(*row[:4], {name: float(value).hex() for name, value in row.metrics.items()}) for row in rows]
+
+
+def read(directory: Path) -> tuple[list[Any], list[Any]]:
+    lines = [json.loads(line) for line in (directory / "a.jsonl").read_text().splitlines()]
+    with open(directory / "a.csv", newline="") as file:
+        cells = [list(row.values()) for row in csv.DictReader(file)]
+    return exact(Row(**line) for line in lines), [
+        (int(row[0]), int(row[1]), *row[2:4], sorted(float(cell).hex() for cell in row[4:] if cell)) for row in cells
+    ]
+
+
+@settings(max_examples=60)
+@given(train_cases() | fit_cases(), st.lists(st.integers(0, 40), max_size=3))
+def test_a_run_cut_off_anywhere_and_resumed_has_the_rows_of_the_whole(case: Case, cuts: list[int]):
+    whole, kept = History(), History()
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        watched(Path(one), case.events(), whole)
+        state = case.state
+        for cut in cuts:
+            last = watched(Path(two), case.events(state=state), kept, cut)
+            state = state if last is None else last.state
+        watched(Path(two), case.events(state=state), kept)
+        rows, cells = read(Path(two))
+        assert exact(kept) == exact(whole) == rows
+        assert cells == [(*row[:4], sorted(row[4].values())) for row in exact(whole)] == read(Path(one))[1]
