@@ -99,7 +99,7 @@ class ProgressBar:
             desc=f"{phase} epoch {epoch}",
             total=None if total < 0 else total,
             initial=done.steps_in_epoch,
-            leave=not self._bars,  # That of an evaluation inside training goes when it is over.
+            leave=not self._bars,  # One inside another goes when it is over.
             file=sys.stderr if self._file is None else self._file,
             disable=None,  # Where the file is no terminal.
             dynamic_ncols=True,
