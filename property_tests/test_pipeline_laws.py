@@ -82,7 +82,9 @@ def pipelines(draw: st.DrawFn, most: int = 4, made_of: int = 1) -> Elements:
             elements = elements.map(fn, draws=DRAWS[fn], **named)
         elif step == "batch":
             size = draw(st.integers(1, 4))
-            collate = draw(st.sampled_from((list, None))) if made_of == 1 and number == 0 else list
+            # Only what a source gives is alike enough to be stacked.
+            alike = made_of == 1 and number == 0 and not elements.stage.batched
+            collate = draw(st.sampled_from((list, None))) if alike else list
             elements = elements.batch(size, drop_last=draw(st.booleans()) and size <= length, collate=collate)
         elif step == "repeat":
             elements = elements.repeat(draw(st.integers(1, 3)))
