@@ -99,7 +99,10 @@ def of_jsonl(directory: Path) -> list[Row]:
 
 def of_tensorboard(directory: Path) -> dict[str, list[tuple[int, str]]]:
     """Of every tag the steps and exact values."""
-    events = EventAccumulator(str(directory), size_guidance={"tensors": 0})
+    return scalars(EventAccumulator(str(directory), size_guidance={"tensors": 0}))
+
+
+def scalars(events: EventAccumulator) -> dict[str, list[tuple[int, str]]]:
     events.Reload()
     return {
         tag: [(event.step, float(make_ndarray(event.tensor_proto)).hex()) for event in events.Tensors(tag)]
@@ -256,6 +259,39 @@ def test_a_run_killed_at_random_and_resumed_has_each_row_once(tmp_path: Path):
     resumed(tmp_path, turn, None)
     print(f"seed {seed}")
     check_files(tmp_path, whole())
+
+
+def test_a_tensorboard_that_is_open_forgets_what_is_taken_again(tmp_path: Path):
+    history = History()
+    recording = recorder(history, tensorboard_writer(tmp_path), every_n_steps=1)
+    after_one = fit(FIRST, [recording], max_epochs=1)
+    fit(after_one, [recording], max_epochs=2)
+    reader = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
+    assert scalars(reader) == tags(history) and len(history) == 12
+    fit(after_one, [recording], max_epochs=3)
+    assert scalars(reader) == of_tensorboard(tmp_path) == tags(history) and len(history) == 18
+
+
+def test_an_event_is_on_the_disk_when_write_returns(tmp_path: Path):
+    writer, sizes = tensorboard_writer(tmp_path), [0]
+    writer.open((0, 0))
+    for step in range(50):
+        writer.write(Row(step + 1, 0, "train", "step", {"loss": 1.0}))
+        sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+    writer.close()
+    assert sizes == sorted(set(sizes))
+
+
+def test_event_files_have_seconds_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    slept: list[float] = []
+    monkeypatch.setattr("time.time", lambda: 1e9 + 0.25)
+    monkeypatch.setattr("time.sleep", slept.append)
+    for step in range(2):
+        writer = tensorboard_writer(tmp_path)
+        writer.open((step, 0))
+        writer.write(Row(step + 1, 0, "train", "step", {"loss": 1.0}))
+        writer.close()
+    assert slept == [0.75]
 
 
 def test_files_of_others_are_refused_and_left(tmp_path: Path):
