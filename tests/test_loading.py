@@ -97,8 +97,7 @@ def test_nothing_stays_where_a_run_is_left_or_fails():
     state, data = tnt.State(params=0, key=KEY), loader(IMAGES, num_workers=1)
     with pytest.raises(ZeroDivisionError) as kept:
         tnt.train(tnt.TrainUnit(train_step=train_step), state, data, max_epochs=1)
-    del kept
-    gc.collect()
+    assert multiprocessing.active_children() == [] and kept.traceback
     for event in tnt.train_events(tnt.TrainUnit(train_step=lambda state, _: (state, {})), state, data, max_epochs=1):
         if event.point == "step_done":
             break

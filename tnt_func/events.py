@@ -92,6 +92,8 @@ def fold(events: Iterator[Event], observers: Sequence[Observer]) -> State:
                 _tell(_thrown(events, error), observers)
     except BaseException as error:
         _close(observers, error)
+        # A failed event holds its error, whose traceback holds this frame: a cycle, which would keep all of it alive.
+        event = None
         raise
     _close(observers, None)
     return event.state

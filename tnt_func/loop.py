@@ -35,6 +35,7 @@ Example:
 
 import math
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,25 +202,25 @@ def training(run: Run, unit: Transitions, data: Cursor, limits: Limits, due: Due
     state = unit.hooks("start", run.last)
     yield Event("train", "start", state)
     while state.progress.train.is_open or limits.reached(state) is None:
-        batches = data.epoch(state)
-        if not state.progress.train.is_open:
-            state = unit.open_epoch(state.remember(RESERVED, describe(data.data)))
-            yield Event("train", "epoch_start", state)
-        while not limits.closes(state):
-            batch = next(batches, _NO_BATCH)
-            if batch is _NO_BATCH:
-                _check_fed(state, limits)
-                break
-            yield Event("train", "fetched", state, batch)
-            state = unit.hooks("step_start", state)
-            yield Event("train", "step_start", state, batch)
-            state = unit.hooks("step_end", unit.step(state, batch))
-            yield Event("train", "step_end", state, batch)
-            state = state.replace(output=None)
-            if due is not None and due.after_step(state):
-                state = yield from due.evaluate(state)
-            yield run.done("step_done", state, batch)
-            run.ask()
+        with closing(data.epoch(state)) as batches:
+            if not state.progress.train.is_open:
+                state = unit.open_epoch(state.remember(RESERVED, describe(data.data)))
+                yield Event("train", "epoch_start", state)
+            while not limits.closes(state):
+                batch = next(batches, _NO_BATCH)
+                if batch is _NO_BATCH:
+                    _check_fed(state, limits)
+                    break
+                yield Event("train", "fetched", state, batch)
+                state = unit.hooks("step_start", state)
+                yield Event("train", "step_start", state, batch)
+                state = unit.hooks("step_end", unit.step(state, batch))
+                yield Event("train", "step_end", state, batch)
+                state = state.replace(output=None)
+                if due is not None and due.after_step(state):
+                    state = yield from due.evaluate(state)
+                yield run.done("step_done", state, batch)
+                run.ask()
         state = unit.close_epoch(state)
         yield Event("train", "epoch_end", state)
         if due is not None and due.after_epoch(state):
@@ -241,22 +242,22 @@ def evaluating(
     wanted = state.stop
     state = unit.hooks("start", state.replace(stop=None))
     yield Event(phase, "start", state)
-    batches = data.epoch(state)
-    if not state.progress.of(phase).is_open:
-        state = unit.open_epoch(state)
-        yield Event(phase, "epoch_start", state)
-    while state.stop is None and state.progress.of(phase).steps_in_epoch < max_steps:
-        batch = next(batches, _NO_BATCH)
-        if batch is _NO_BATCH:
-            break
-        yield Event(phase, "fetched", state, batch)
-        state = unit.hooks("step_start", state)
-        yield Event(phase, "step_start", state, batch)
-        state = unit.hooks("step_end", unit.step(state, batch))
-        yield Event(phase, "step_end", state, batch)
-        state = state.replace(output=None)
-        if run.abandons:
-            run.ask()
+    with closing(data.epoch(state)) as batches:
+        if not state.progress.of(phase).is_open:
+            state = unit.open_epoch(state)
+            yield Event(phase, "epoch_start", state)
+        while state.stop is None and state.progress.of(phase).steps_in_epoch < max_steps:
+            batch = next(batches, _NO_BATCH)
+            if batch is _NO_BATCH:
+                break
+            yield Event(phase, "fetched", state, batch)
+            state = unit.hooks("step_start", state)
+            yield Event(phase, "step_start", state, batch)
+            state = unit.hooks("step_end", unit.step(state, batch))
+            yield Event(phase, "step_end", state, batch)
+            state = state.replace(output=None)
+            if run.abandons:
+                run.ask()
     state = unit.close_epoch(state)
     yield Event(phase, "epoch_end", state)
     state = unit.hooks("end", state)
