@@ -259,7 +259,6 @@ def test_the_loop_seeks():
         (lambda: NUMBERS.map(crop, KEY, draws=("cuda",)), UsageTypeError, "draws=.*cuda"),  # pyright: ignore
         (lambda: NUMBERS.batch(2.0), UsageTypeError, "size=2.0"),  # pyright: ignore
     ],
-    ids=str,
 )
 def test_wrong_use_is_told(make: Any, error: type[Exception], said: str):
     with pytest.raises(error, match=said):
