@@ -199,6 +199,17 @@ def test_under_a_combinator_it_is_opened_all_the_same(tmp_path: Path):
         check_files(tmp_path, history)
 
 
+def test_a_loop_that_is_dropped_and_begun_again_has_no_row_twice(tmp_path: Path):
+    history = History()
+    recording = recorder(history, *writers(tmp_path)[:2], every_n_steps=1)
+    for _ in range(2):
+        for event in tnt.train_events(UNIT.train_unit, FIRST, [1.0, 2.0, 3.0], max_epochs=1):
+            recording(event)
+    assert [row.place for row in history] == [(1, 0), (2, 0), (3, 0), (3, 1)]
+    assert flat(of_csv(tmp_path)) == flat(of_jsonl(tmp_path)) == flat(history)
+    recording.close()
+
+
 def hyperparameters(optimizer: Any, names: Sequence[str]) -> dict[str, float]:
     unit, state = tnt.supervised(torch.nn.Linear(1, 1), torch.nn.functional.mse_loss, optimizer, key=tnt.key(0))
     history, one = History(), torch.ones(1, 1)
