@@ -29,7 +29,7 @@ def check_accumulation(
     weight: str = "num_samples",
     summed: Sequence[str] = (),
     split: Split = split_rows,
-    rtol: float = 1e-12,
+    tolerance: float = 1e-12,
 ) -> None:
     """Law 13. The gradient of a batch, its value and output are those of its micro-batches together.
 
@@ -42,7 +42,8 @@ def check_accumulation(
         batches: of a number of rows that the counts do not divide, so that sizes differ.
         counts: of micro-batches.
         weight, summed, split: as in `tnt.transforms.microbatch`.
-        rtol: how far a leaf may differ, as a part of its largest element.
+        tolerance: how far a leaf may differ, as a part of its largest element, or of 1 where that is less: what samples
+            add up to may cancel, and leave their rounding.
 
     Raises:
         LawError: the law is broken; the message says for how many micro-batches, and on which leaves.
@@ -74,7 +75,7 @@ def check_accumulation(
             lines = [
                 line
                 for part in ("value", "grads", "output")
-                for line in _differences(getattr(one, part), getattr(many, part), part, rtol)
+                for line in _differences(getattr(one, part), getattr(many, part), part, tolerance)
             ]
             if lines:
                 at = f"law 13 (accumulation) is broken: batch {index} in {count} micro-batches is not the batch"
@@ -93,16 +94,16 @@ def _descent(unit: TrainUnit) -> Descent:
     return found[0]
 
 
-def _differences(one: Any, many: Any, name: str, rtol: float) -> list[str]:
+def _differences(one: Any, many: Any, name: str, tolerance: float) -> list[str]:
     """How two trees differ by more than rounding."""
-    return trees.diff(one, trees.map(lambda a, b: a if _near(a, b, rtol) else b, one, many), name)
+    return trees.diff(one, trees.map(lambda a, b: a if _near(a, b, tolerance) else b, one, many), name)
 
 
-def _near(a: Any, b: Any, rtol: float) -> bool:
+def _near(a: Any, b: Any, tolerance: float) -> bool:
     if not isinstance(a, torch.Tensor | float) or type(a) is not type(b):
         return trees.same_leaf(a, b)
     x, y = torch.as_tensor(a), torch.as_tensor(b)
     if x.shape != y.shape or x.dtype != y.dtype:
         return False
     largest = x.abs().max() if x.numel() else torch.tensor(0.0)
-    return bool(((x - y).abs() <= rtol * largest).all()) or trees.same_leaf(x, y)
+    return bool(((x - y).abs() <= tolerance * largest.clamp(min=1)).all()) or trees.same_leaf(x, y)
