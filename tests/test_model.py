@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnt_func import pytree
-from tnt_func.errors import UsageError, UsageTypeError
+from tnt_func.errors import StructureError, UsageError, UsageTypeError
 from tnt_func.model import from_module
 
 
@@ -161,3 +161,10 @@ def test_wrapped_and_sharded_modules_are_refused(tmp_path: Any):
             from_module(sharded)
     finally:
         distributed.destroy_process_group()
+
+
+def test_tensors_that_are_missing_are_named():
+    model = from_module(nn.Linear(2, 1))
+    with pytest.raises(StructureError, match=r"without \['bias'\].* trees like model.params"):
+        model.apply({"weight": model.params["weight"]}, model.buffers, torch.ones(1, 2), train=True)
+    assert model.apply(model.params, model.buffers, torch.ones(1, 2), train=True)[0].shape == (1, 1)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
-from tnt_func.errors import UsageError, UsageTypeError
+from tnt_func.errors import StructureError, UsageError, UsageTypeError
 from tnt_func.types import typed
 
 Trainable = Callable[[str, Tensor], bool]
@@ -140,8 +140,16 @@ class _Filled:
             tensors = {place: tensors[name] for place, name in self._names.items()}
             return functional_call(self._module, tensors, args, kwargs, tie_weights=False), tensors
         try:
-            for registry, own, _, name in self._places:
-                registry[own] = tensors[name]
+            given = [tensors[name] for _, _, _, name in self._places]
+        except KeyError:
+            missing = sorted({name for *_, name in self._places} - tensors.keys())
+            raise StructureError(
+                f"apply was given params and buffers without {missing}; they are all the tensors of the module. Write "
+                "model.apply(params, buffers, ...) with trees like model.params and model.buffers."
+            ) from None
+        try:
+            for (registry, own, _, _), tensor in zip(self._places, given, strict=True):
+                registry[own] = tensor
             output = self._module(*args, **kwargs)
             # A module may also put another tensor in place of a buffer.
             return output, {name: registry[own] for registry, own, _, name in self._places}
