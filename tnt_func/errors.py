@@ -1,4 +1,4 @@
-"""Every exception of the library, the one way to call user code, and the one way to deprecate a name.
+"""Every exception of the library, and the one way to call user code, import an extra and deprecate a name.
 
 Each exception is also the builtin that fits, so `except ValueError` works without importing anything from here.
 A message has three parts: what was given, what holds, what to write instead.
@@ -9,9 +9,10 @@ Example:
 """
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,6 +66,31 @@ class LawError(TntError, AssertionError):
 
 class MissingExtraError(TntError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+def optional(module: str, *, user: str, extra: str, package: str | None = None) -> Any:
+    """A module of an optional dependency, imported where it is used.
+
+    Args:
+        module: its full name.
+        user: what needs it, for the message.
+        extra: the extra of tnt-func that brings it.
+        package: what is installed, where its name is not the module's.
+
+    Raises:
+        MissingExtraError: it is not installed.
+
+    Example:
+        >>> optional("nowhere", user="report", extra="plots")
+        Traceback (most recent call last):
+        tnt_func.errors.MissingExtraError: report needs nowhere, which is not installed. Run pip install ...
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{user} needs {package or module}, which is not installed. Run pip install 'tnt-func[{extra}]'."
+        ) from error
 
 
 def deprecated(*, since: str, removed_in: str, instead: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

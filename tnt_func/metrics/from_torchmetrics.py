@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from tnt_func.errors import ContractError, MissingExtraError, UsageError, UsageTypeError, kind_of
+from tnt_func.errors import ContractError, UsageError, UsageTypeError, kind_of, optional
 from tnt_func.metrics.accumulators import Metric, entry
 from tnt_func.pytree import pytree
 from tnt_func.types import Output, typed
@@ -42,12 +42,7 @@ def torchmetrics(name: str) -> Any:
         >>> torchmetrics("accuracy").Accuracy
         <class 'torchmetrics.classification.accuracy.Accuracy'>
     """
-    try:
-        return importlib.import_module("torchmetrics")
-    except ImportError as error:
-        raise MissingExtraError(
-            f"metrics.{name} needs torchmetrics, which is not installed. Run pip install 'tnt-func[torchmetrics]'."
-        ) from error
+    return optional("torchmetrics", user=f"metrics.{name}", extra="torchmetrics")
 
 
 @typed

@@ -10,11 +10,10 @@ Example:
     [0.25, 0.5, 0.25]
 """
 
-import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
-from tnt_func.errors import MissingExtraError
+from tnt_func.errors import optional
 from tnt_func.observers.rows import FIELDS, Place, Row
 
 
@@ -69,11 +68,6 @@ class History(Sequence[Row]):
             >>> frame.columns.tolist(), frame["loss"].tolist()
             (['step', 'epoch', 'phase', 'kind', 'loss'], [0.5])
         """
-        try:
-            pandas: Any = importlib.import_module("pandas")
-        except ImportError as error:
-            raise MissingExtraError(
-                "History.to_pandas needs pandas, which is not installed. Run pip install 'tnt-func[pandas]'."
-            ) from error
+        pandas = optional("pandas", user="History.to_pandas", extra="pandas")
         flat = [row.flat() for row in self._rows]
         return pandas.DataFrame(flat, columns=list(dict.fromkeys((*FIELDS, *(name for row in flat for name in row)))))

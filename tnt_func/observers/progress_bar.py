@@ -11,14 +11,13 @@ Example:
     (True, True)
 """
 
-import importlib
 import math
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from tnt_func.errors import MissingExtraError
+from tnt_func.errors import optional
 from tnt_func.events import Event
 from tnt_func.observers.rows import metrics_of
 from tnt_func.replay.marks import numbers
@@ -53,12 +52,7 @@ def progress_bar(
         >>> progress_bar(totals={"train": 1000, "eval": 100}, max_epochs=4)
         progress_bar()
     """
-    try:
-        tqdm: Any = importlib.import_module("tqdm").tqdm
-    except ImportError as error:
-        raise MissingExtraError(
-            "progress_bar needs tqdm, which is not installed. Run pip install 'tnt-func[progress]'."
-        ) from error
+    tqdm = optional("tqdm", user="progress_bar", extra="progress").tqdm
     return ProgressBar(tqdm, dict(totals or {}), max_epochs, metrics_every_seconds, file)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tnt_func.errors import MissingExtraError
+from tnt_func.errors import optional
 from tnt_func.observers.lines import overwrite
 from tnt_func.observers.rows import Place, Row
 from tnt_func.types import typed
@@ -46,13 +46,8 @@ def tensorboard_writer(directory: str | os.PathLike[str]) -> "TensorboardWriter"
         >>> tensorboard_writer("runs/7")
         tensorboard_writer('runs/7')
     """
-    try:
-        tensorboard: Any = importlib.import_module("torch.utils.tensorboard")
-    except ImportError as error:
-        raise MissingExtraError(
-            "tensorboard_writer needs tensorboard, which is not installed. Run pip install 'tnt-func[tensorboard]'."
-        ) from error
-    return TensorboardWriter(Path(directory), tensorboard)
+    module, user, package = "torch.utils.tensorboard", "tensorboard_writer", "tensorboard"
+    return TensorboardWriter(Path(directory), optional(module, user=user, extra=package, package=package))
 
 
 class TensorboardWriter:
