@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from callback_states import first, shown, started
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import tnt_func as tnt
 from tnt_func import callbacks, optim
-from tnt_func.unit import Callback
 
 NAN, INF = math.nan, math.inf
 INSTALLED = find_spec("torchtnt") is not None
@@ -44,20 +43,6 @@ plateaus = st.fixed_dictionaries(
         "eps": st.sampled_from([0.0, 1e-8, 0.03]),
     },
 )
-
-
-def first(**changes: Any) -> tnt.State:
-    return tnt.State(**{"params": {"w": torch.ones(2)}, "key": tnt.key(0), **changes})
-
-
-def started(callback: Callback, state: tnt.State) -> tnt.State:
-    assert callback.memory is not None
-    return state.remember(callback.name, callback.memory(state))
-
-
-def shown(callback: Callback, state: tnt.State, value: Any) -> tnt.State:
-    """The state after a train step whose output is such a loss; a stop before it is forgotten."""
-    return callback.on_train_step_end(state.replace(output={"loss": value}, stop=None))
 
 
 def follows_torchtnt(values: list[float], given: dict[str, Any], theirs: dict[str, Any] | None = None) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from callback_states import first, shown, started
 from torch import nn
 
 import tnt_func as tnt
@@ -15,20 +16,6 @@ from tnt_func.errors import ContractError, LawError, UsageError, UsageTypeError
 from tnt_func.unit import Callback
 
 NAN, INF = math.nan, math.inf
-
-
-def first(**changes: Any) -> tnt.State:
-    return tnt.State(**{"params": {"w": torch.ones(2)}, "key": tnt.key(0), **changes})
-
-
-def started(callback: Callback, state: tnt.State) -> tnt.State:
-    assert callback.memory is not None
-    return state.remember(callback.name, callback.memory(state))
-
-
-def shown(callback: Callback, state: tnt.State, value: Any) -> tnt.State:
-    """The state after a train step whose output is such a loss; a stop before it is forgotten."""
-    return callback.on_train_step_end(state.replace(output={"loss": value}, stop=None))
 
 
 ROWS = torch.tensor([[1.0, 2.0, 1.0], [3.0, -1.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)

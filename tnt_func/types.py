@@ -27,6 +27,9 @@ Output: TypeAlias = Any
 """What a step returns beside the state: a pytree, usually a mapping from names to scalars."""
 
 Phase: TypeAlias = Literal["train", "eval", "predict"]
+Mode: TypeAlias = Literal["min", "max"]
+"""Whether less or more is better."""
+
 Point: TypeAlias = Literal[
     "start",
     "epoch_start",

@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from tnt_func import pytree as trees
-from tnt_func.callbacks.monitors import Interval, Mode, Monitor, MonitoredPhase, better, worst
+from tnt_func.callbacks.monitors import Interval, Monitor, MonitoredPhase, better, worst
 from tnt_func.errors import UsageError
 from tnt_func.state import State
-from tnt_func.types import PyTree, typed
+from tnt_func.types import Mode, PyTree, typed
 from tnt_func.unit import Callback
 
 Part: TypeAlias = Literal["params", "buffers", "opt_state"]

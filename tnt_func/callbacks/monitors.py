@@ -18,10 +18,8 @@ import torch
 from tnt_func.errors import UsageError, kind_of
 from tnt_func.pytree import describe
 from tnt_func.state import State
+from tnt_func.types import Mode
 from tnt_func.unit import Hook
-
-Mode: TypeAlias = Literal["min", "max"]
-"""Whether less or more is better."""
 
 MonitoredPhase: TypeAlias = Literal["train", "eval"]
 Interval: TypeAlias = Literal["epoch", "step"]

@@ -11,7 +11,6 @@ import torch
 
 from tnt_func.callbacks.monitors import (
     Interval,
-    Mode,
     Monitor,
     MonitoredPhase,
     Number,
@@ -23,7 +22,7 @@ from tnt_func.callbacks.monitors import (
 from tnt_func.errors import UsageError
 from tnt_func.optim import get, hyperparameters, set_hyperparameters
 from tnt_func.state import State
-from tnt_func.types import PyTree, typed
+from tnt_func.types import Mode, PyTree, typed
 from tnt_func.unit import Callback
 
 

@@ -13,7 +13,6 @@ from tnt_func import pytree as trees
 from tnt_func import treemath
 from tnt_func.callbacks.monitors import (
     Interval,
-    Mode,
     Monitor,
     MonitoredPhase,
     Number,
@@ -24,7 +23,7 @@ from tnt_func.callbacks.monitors import (
 )
 from tnt_func.errors import UsageError, kind_of
 from tnt_func.state import State
-from tnt_func.types import typed
+from tnt_func.types import Mode, typed
 from tnt_func.unit import Callback
 
 

@@ -15,17 +15,19 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from tnt_func import pytree as trees
 from tnt_func.checkpoint.manifest import Manifest
 from tnt_func.checkpoint.restoring import Device, inspect, restore
-from tnt_func.errors import CheckpointError
+from tnt_func.checkpoint.saving import save
+from tnt_func.errors import CheckpointError, StructureError
 from tnt_func.state import State
-from tnt_func.types import Phase, typed
+from tnt_func.types import Mode, Phase, typed
 
 Directory = str | os.PathLike[str]
-Mode = Literal["min", "max"]
 _NAME = re.compile(r"step-(\d{12,})-epoch-(\d{6,})(?:\.(\d+))?")
 
 
@@ -51,6 +53,42 @@ def place(path: Path) -> tuple[int, int, int]:
     found = _NAME.fullmatch(path.name)
     assert found is not None
     return int(found[1]), int(found[2]), int(found[3] or 0)
+
+
+def save_in(directory: Path, state: State, metrics: Mapping[str, Mapping[str, float]] | None = None) -> Path:
+    """Save a state under its name, numbered where other states have that; one that is there already stays.
+
+    Args:
+        directory: of the checkpoints.
+        state, metrics: as in `save`.
+
+    Returns:
+        The path of its checkpoint.
+
+    Example:
+        >>> import tempfile
+        >>> from tnt_func.rng import key
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     states = (State(params=number, key=key(0)) for number in (1, 1, 2))
+        ...     [save_in(Path(directory), state).name for state in states]
+        ['step-000000000000-epoch-000000', 'step-000000000000-epoch-000000', 'step-000000000000-epoch-000000.1']
+    """
+    path, again = directory / name(state), 0
+    while path.exists():
+        if _holds(path, state):
+            return path
+        again += 1
+        path = directory / f"{name(state)}.{again}"
+    save(path, state, metrics=metrics)
+    return path
+
+
+def _holds(path: Path, state: State) -> bool:
+    """Whether a checkpoint is whole and of this very state: a resumed run makes the states again that it made."""
+    try:
+        return trees.equal(restore(path, state), state)
+    except (CheckpointError, StructureError):
+        return False
 
 
 @typed

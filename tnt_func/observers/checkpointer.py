@@ -20,14 +20,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tnt_func import pytree as trees
-from tnt_func.checkpoint.listing import Mode, checkpoints, name, place, score
-from tnt_func.checkpoint.restoring import inspect, restore
-from tnt_func.checkpoint.saving import make_ready, numbers, remove, save
-from tnt_func.errors import CheckpointError, StructureError, UsageError
+from tnt_func.checkpoint.listing import checkpoints, place, save_in, score
+from tnt_func.checkpoint.restoring import inspect
+from tnt_func.checkpoint.saving import make_ready, numbers, remove
+from tnt_func.errors import CheckpointError, UsageError
 from tnt_func.events import Event
 from tnt_func.state import State
-from tnt_func.types import Phase, typed
+from tnt_func.types import Mode, Phase, typed
 
 
 @typed
@@ -224,14 +223,7 @@ class Checkpointer:
             raise
 
     def _write(self, state: State, metrics: dict[str, dict[str, float]]) -> None:
-        path, again = self.directory / name(state), 0
-        while path.exists():
-            if _holds(path, state):
-                break
-            again += 1
-            path = self.directory / f"{name(state)}.{again}"
-        else:
-            save(path, state, metrics=metrics)
+        path = save_in(self.directory, state, metrics)
         self._others = {other for other in self._others or () if place(self.directory / other)[:2] > place(path)[:2]}
         self.last = path
         self._prune()
@@ -253,11 +245,3 @@ class Checkpointer:
             return score(inspect(path), keep.metric or "", keep.mode, keep.phase)
         except CheckpointError:
             return math.inf
-
-
-def _holds(path: Path, state: State) -> bool:
-    """Whether a checkpoint is whole and of this very state: a resumed run makes the states again that it made."""
-    try:
-        return trees.equal(restore(path, state), state)
-    except (CheckpointError, StructureError):
-        return False

@@ -17,11 +17,9 @@ from typing import Any
 
 import torch
 
-from tnt_func import pytree as trees
-from tnt_func.checkpoint.listing import checkpoints, name, place
-from tnt_func.checkpoint.restoring import restore
-from tnt_func.checkpoint.saving import make_ready, remove, save
-from tnt_func.errors import CheckpointError, StructureError, UsageError, UsageTypeError
+from tnt_func.checkpoint.listing import checkpoints, place, save_in
+from tnt_func.checkpoint.saving import make_ready, remove
+from tnt_func.errors import CheckpointError, UsageError, UsageTypeError
 from tnt_func.events import Event
 from tnt_func.replay.marks import mark_of_batch, marks, numbers, row_numbers
 from tnt_func.replay.rows import CHECKPOINTS, ROWS, Directory, Lineage, Record, line
@@ -182,12 +180,7 @@ class Recording:
         if state is self._saved:
             return
         os.fsync(self._file)
-        path, again = self.directory / CHECKPOINTS / name(state), 0
-        while path.exists() and not _holds(path, state):
-            again += 1
-            path = path.with_name(f"{name(state)}.{again}")
-        if not path.exists():
-            save(path, state)
+        path = save_in(self.directory / CHECKPOINTS, state)
         self._append(state, row="checkpoint", checkpoint=path.name, **self._named(state))
         self._saved = state
 
@@ -259,10 +252,3 @@ def _continues(known: Record, count: int, here: tuple[int, int], named: str) -> 
     """Whether the last checkpoint that is left is of the state that a call begins with, and is there."""
     saved = [row for row in known.rows[:count] if row.row == "checkpoint"]
     return bool(saved) and (saved[-1].place, saved[-1].digest) == (here, named) and known.path(saved[-1]).is_dir()
-
-
-def _holds(path: Path, state: State) -> bool:
-    try:
-        return trees.equal(restore(path, state), state)
-    except (CheckpointError, StructureError):
-        return False
