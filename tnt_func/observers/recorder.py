@@ -20,19 +20,23 @@ from typing import Any
 
 from tnt_func import optim
 from tnt_func.errors import UsageError
-from tnt_func.events import Event
+from tnt_func.events import Closable, Event
+from tnt_func.observers.measures import Measure
 from tnt_func.observers.rows import Row, Writer, metrics_of
 from tnt_func.replay.marks import numbers
 from tnt_func.types import PyTree, typed
 
 
 @typed
-def recorder(*writers: Writer, every_n_steps: int = 50, hyperparameters: Sequence[str] = ()) -> "Recorder":
+def recorder(
+    *writers: Writer, every_n_steps: int = 50, hyperparameters: Sequence[str] = (), measures: Sequence[Measure] = ()
+) -> "Recorder":
     """An observer that records a run: rows of steps, epochs and evaluations, the same for every writer.
 
     A row has what is one number: of a step, the entries of its output; of an epoch and an evaluation, the unit's
-    metrics. Where there is none, there is no row. A call of `train` or `fit` that begins where the rows already have
-    been cuts those after that place; `evaluate` and `predict` on their own add to them.
+    metrics; and what the measures read there. Where there is none, there is no row. A call of `train` or `fit` that
+    begins where the rows already have been cuts those after that place; `evaluate` and `predict` on their own add to
+    them.
 
     Numbers are read from the device when a row is due and at no other time: that is the only wait for it.
 
@@ -42,6 +46,8 @@ def recorder(*writers: Writer, every_n_steps: int = 50, hyperparameters: Sequenc
         every_n_steps: train steps of the lifetime from row to row; 1 waits for the device at every step.
         hyperparameters: names of those to add to the rows of steps, "lr" say, as "optim.lr" after the step; where there
             are several of a name, of groups or in a tuple, they are numbered: "optim.betas.0".
+        measures: `timing()`, `throughput()`, `system()`, or any other `Measure`, each of one recorder alone. They need
+            every event, so the recorder has its cadence from `every_n_steps`, not from an `every` around it.
 
     Raises:
         UsageError: every_n_steps is below 1; when the run starts, the optimizer has no such hyper-parameter.
@@ -59,14 +65,21 @@ def recorder(*writers: Writer, every_n_steps: int = 50, hyperparameters: Sequenc
         raise UsageError(
             f"recorder(hyperparameters={hyperparameters!r}) was given; it takes names. Write [{hyperparameters!r}]."
         )
-    return Recorder(writers, every_n_steps, tuple(hyperparameters))
+    return Recorder(writers, every_n_steps, tuple(hyperparameters), tuple(measures))
 
 
 class Recorder:
     """What `recorder` makes: called with every event, closed at the end."""
 
-    def __init__(self, writers: tuple[Writer, ...], every_n_steps: int, hyperparameters: tuple[str, ...]):
+    def __init__(
+        self,
+        writers: tuple[Writer, ...],
+        every_n_steps: int,
+        hyperparameters: tuple[str, ...],
+        measures: tuple[Measure, ...],
+    ):
         self._writers, self._every, self._hyperparameters = writers, every_n_steps, hyperparameters
+        self._measures = measures
         self._opened = False
 
     def __repr__(self) -> str:
@@ -76,7 +89,10 @@ class Recorder:
         """Write what is due."""
         if event.point == "start":
             self.open(event)
-        elif event.point == "step_end" and event.phase == "train":
+            return
+        for measure in self._measures:
+            measure(event)
+        if event.point == "step_end" and event.phase == "train":
             if event.state.progress.train.steps % self._every == 0:
                 found = {name: float(value) for name, value in numbers(event.state.output).items()}
                 self._write(
@@ -87,6 +103,8 @@ class Recorder:
 
     def open(self, event: Event) -> None:
         """Bring the writers to where a run starts; an evaluation inside training changes nothing."""
+        for measure in self._measures:
+            measure(event)
         training = event.phase == "train"
         if self._opened and not training:
             return
@@ -98,13 +116,18 @@ class Recorder:
             writer.open((progress.steps, progress.epochs) if training else None)
 
     def close(self) -> None:
-        """Close the writers."""
+        """Close the writers, and the measures that can be closed."""
         self._opened = False
         with ExitStack() as all_of_them:
+            for measure in reversed(self._measures):
+                if isinstance(measure, Closable):
+                    all_of_them.callback(measure.close)
             for writer in reversed(self._writers):
                 all_of_them.callback(writer.close)
 
     def _write(self, event: Event, kind: Any, metrics: Mapping[str, float]) -> None:
+        for measure in self._measures:
+            metrics = {**metrics, **measure.read(event)}
         if not metrics:
             return
         progress = event.state.progress.train
