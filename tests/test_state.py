@@ -79,14 +79,6 @@ def test_states_are_compared_by_identity_for_equality_of_tensors_is_no_truth():
     assert trees.equal(state(), state())
 
 
-def test_the_repr_tells_size_key_counters_and_the_reason_to_stop():
-    counted = state(progress=RunProgress(train=Progress(1, 2, 0)))
-    assert repr(counted) == (
-        "State(2 tensors, 12 bytes, key=Key(seed=0), train=Progress(epochs=1, steps=2, steps_in_epoch=0))"
-    )
-    assert repr(counted.request_stop("it's over")).endswith(""", stop="it's over")""")
-
-
 def test_a_state_is_copied_and_pickled_whole():
     full = state(memory={"a": Labelled(1, "x")}, progress=RunProgress(Progress(1, 2, 3)), stop="why")
     assert digest(copy.deepcopy(full)) == digest(pickle.loads(pickle.dumps(full))) == digest(full)

@@ -18,7 +18,7 @@ import ctypes
 import hashlib
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
@@ -105,12 +105,42 @@ class State:
         return self if self.stop is not None else self.replace(stop=reason)
 
     def __repr__(self) -> str:
-        sizes = [leaf.numel() * leaf.element_size() for leaf in trees.tensors(self)]
-        stop = f", stop={self.stop!r}" if self.stop is not None else ""
-        return f"State({len(sizes)} tensors, {sum(sizes):,} bytes, key={self.key}, train={self.progress.train}{stop})"
+        """At most eight lines: sizes, counters, the first leaves of every part; no value of a tensor."""
+        counters = [f"{phase}={p}" for phase, p in self.progress._asdict().items() if phase == "train" or any(p)]
+        stop = [] if self.stop is None else [f"stop={self.stop!r}"]
+        found = _digest_of_few(self, CHEAP)
+        known = [] if found is None else [f"digest={found[:12]}"]
+        head = f"State({', '.join([_size(self), f'key={self.key}', *counters, *stop, *known])})"
+        return "\n  ".join([head, *(f"{name}: {text}" for name, text in _parts(self))])
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: the same, the metrics' values, and a list of leaves to open."""
+        from html import escape
+
+        digest_of_it = _digest_of_few(self, 256 * CHEAP) or "tnt.digest(state) computes it"
+        rows = [("key", self.key), *self.progress._asdict().items(), ("stop", self.stop), ("digest", digest_of_it)]
+        rows += [
+            (f"{phase} {name}", _value(accumulator))
+            for phase, accumulators in self.metrics.items()
+            for name, accumulator in accumulators.items()
+        ]
+        cells = [(name, escape(str(value))) for name, value in rows]
+        for name in TREES:
+            if leaves := _named(getattr(self, name)):
+                listed = "<br>".join(map(escape, _bounded(leaves, LISTED)))
+                cells.append((name, f"<details><summary>{_size(getattr(self, name))}</summary>{listed}</details>"))
+        table = "".join(f"<tr><th>{escape(name)}</th><td>{cell}</td></tr>" for name, cell in cells)
+        return f"<table><caption>State, {_size(self)}</caption>{table}</table>"
 
 
 FIELDS = frozenset(field.name for field in fields(State))
+TREES = ("params", "buffers", "opt_state", "memory", "output")
+SHOWN, LISTED = 4, 100
+"""Leaves, slots or metrics that a line of a repr names, and leaves of a part that a notebook lists."""
+WIDTH = 60
+"""Characters that one of them gets."""
+CHEAP = 1 << 20
+"""Bytes on the CPU of which a repr computes the digest, in a millisecond; a notebook of 256 times as many."""
 
 
 def digest(state: PyTree) -> str:
@@ -165,3 +195,58 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
         cast(Any, flat.untyped_storage()).byteswap(flat.dtype)
     # An axis of one element may have any stride and count as contiguous; a view as bytes asks for stride 1.
     return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)
+
+
+def _size(tree: PyTree) -> str:
+    values = [leaf for leaf in trees.leaves(tree) if leaf is not None]
+    sizes = [leaf.numel() * leaf.element_size() for leaf in values if isinstance(leaf, torch.Tensor)]
+    if values and not sizes:
+        return f"{len(values):,} value{'s' * (len(values) != 1)}"
+    return f"{len(sizes):,} tensor{'s' * (len(sizes) != 1)}, {sum(sizes):,} bytes"
+
+
+def _parts(state: State) -> Iterator[tuple[str, str]]:
+    """What a repr says of every part that has something in it."""
+    for name in TREES:
+        tree = getattr(state, name)
+        if name == "memory" and tree:
+            yield name, ", ".join(_bounded([f"{slot} ({_size(value)})" for slot, value in tree.items()], SHOWN))
+        elif leaves := _named(tree):
+            yield name, f"{_size(tree)}: {', '.join(_bounded(leaves, SHOWN))}"
+    phases = {phase: list(found) for phase, found in state.metrics.items() if found}
+    if phases:
+        yield "metrics", "; ".join(f"{phase}: {', '.join(_bounded(names, SHOWN))}" for phase, names in phases.items())
+
+
+def _named(tree: PyTree) -> list[str]:
+    """Every leaf but None as its path and what it is."""
+    return [f"{path} {trees.describe(leaf)}".lstrip() for path, leaf in trees.named_leaves(tree) if leaf is not None]
+
+
+def _bounded(items: list[str], count: int) -> list[str]:
+    shown = [item if len(item) <= WIDTH else f"{item[: WIDTH - 3]}..." for item in items[:count]]
+    return [*shown, f"and {len(items) - count:,} more"] if len(items) > count else shown
+
+
+def _value(accumulator: Any) -> str:
+    try:
+        value = accumulator.value()
+    except Exception:
+        return "no value yet"  # What has seen nothing may have none; a picture is no place to find that out.
+    one = isinstance(value, torch.Tensor) and value.numel() == 1
+    return f"{value.item():.6g}" if one and not value.is_complex() else trees.describe(value)
+
+
+def _digest_of_few(state: State, limit: int) -> str | None:
+    """The digest where it is had for little: of a limited number of bytes that lie in memory here."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
+        return None
+    tensors = trees.tensors(state)
+    few = sum(leaf.numel() * leaf.element_size() for leaf in tensors) <= limit
+    return digest(state) if few and all(_lies_here(leaf) for leaf in tensors) else None
+
+
+def _lies_here(tensor: torch.Tensor) -> bool:
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    # A tensor whose storage was freed has an address of 0.
+    return plain and tensor.is_cpu and not tensor.is_quantized and (not tensor.numel() or tensor.data_ptr() != 0)
