@@ -13,9 +13,13 @@ from tnt_func.observers.console import console as console
 from tnt_func.observers.csv_writer import csv_writer as csv_writer
 from tnt_func.observers.history import History as History
 from tnt_func.observers.jsonl_writer import jsonl_writer as jsonl_writer
+from tnt_func.observers.jsonl_writer import read_jsonl as read_jsonl
+from tnt_func.observers.machine import gpu as gpu
+from tnt_func.observers.machine import system as system
 from tnt_func.observers.measures import Measure as Measure
 from tnt_func.observers.measures import throughput as throughput
 from tnt_func.observers.measures import timing as timing
+from tnt_func.observers.predictions import predictions as predictions
 from tnt_func.observers.progress_bar import progress_bar as progress_bar
 from tnt_func.observers.recorder import recorder as recorder
 from tnt_func.observers.rows import Row as Row
