@@ -11,10 +11,13 @@ Example:
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, overload
 
 from tnt_func.errors import optional
-from tnt_func.observers.rows import FIELDS, Place, Row
+from tnt_func.observers.rows import FIELDS, Place, Row, Writer
+
+BEFORE_ALL: Place = (-1, -1)
 
 
 class History(Sequence[Row]):
@@ -56,6 +59,26 @@ class History(Sequence[Row]):
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def write_to(self, *writers: Writer) -> None:
+        """Give the rows to writers, in place of any that these have.
+
+        Args:
+            writers: closed afterwards.
+
+        Example:
+            >>> other = History([Row(7, 0, "train", "step", {"loss": 0.25})])
+            >>> History([Row(1, 0, "train", "step", {"loss": 0.5})]).write_to(other)
+            >>> [row.step for row in other]
+            [1]
+        """
+        with ExitStack() as all_of_them:
+            for writer in writers:
+                all_of_them.callback(writer.close)
+                writer.open(BEFORE_ALL)
+            for row in self:
+                for writer in writers:
+                    writer.write(row)
 
     def to_pandas(self) -> Any:
         """A pandas DataFrame: step, epoch, phase, kind, and a column for every metric, NaN where a row has it not.

@@ -1,4 +1,4 @@
-"""Rows as JSON, one object a line.
+"""Rows as JSON, one object a line, written while a run goes on and read back afterwards.
 
 Example:
     >>> import tempfile
@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 
 from tnt_func.errors import UsageError
+from tnt_func.observers.history import History
 from tnt_func.observers.lines import Lines
 from tnt_func.observers.rows import FIELDS, Place, Row
 from tnt_func.types import typed
@@ -43,6 +44,33 @@ def jsonl_writer(path: str | os.PathLike[str]) -> "JsonlWriter":
     return JsonlWriter(Path(path))
 
 
+@typed
+def read_jsonl(path: str | os.PathLike[str]) -> History:
+    """The rows that `jsonl_writer` wrote, to the bit; a torn last line, of a killed process, is left out.
+
+    `read_jsonl(path).write_to(writer)` records a finished run anew, in any other format.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        UsageError: a line of it is no row.
+
+    Example:
+        >>> import tempfile
+        >>> from tnt_func.observers.csv_writer import csv_writer
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     History([Row(1, 0, "train", "step", {"loss": math.inf})]).write_to(jsonl_writer(f"{directory}/a.jsonl"))
+        ...     read_jsonl(f"{directory}/a.jsonl").write_to(csv_writer(f"{directory}/a.csv"))
+        ...     Path(f"{directory}/a.csv").read_text().splitlines()
+        ['step,epoch,phase,kind,loss', '1,0,train,step,inf']
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} was given; no file is there. Give the path that jsonl_writer was given.")
+    return History(_row(Path(path), number, line) for number, line in enumerate(Lines(Path(path)).read(), 1))
+
+
 class JsonlWriter:
     """What `jsonl_writer` makes."""
 
@@ -55,7 +83,7 @@ class JsonlWriter:
     def open(self, place: Place | None) -> None:
         """Cut the lines after a place."""
         lines = self._lines.read()
-        places = [self._place(number, line) for number, line in enumerate(lines, 1)]
+        places = [_row(self._lines.path, number, line).place for number, line in enumerate(lines, 1)]
         self._lines.begin(line for line, at in zip(lines, places, strict=True) if place is None or at <= place)
 
     def write(self, row: Row) -> None:
@@ -68,12 +96,14 @@ class JsonlWriter:
         """Close the file."""
         self._lines.close()
 
-    def _place(self, number: int, line: bytes) -> Place:
-        try:
-            found = json.loads(line)
-            return int(found["step"]), int(found["epoch"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(
-                f"line {number} of {self._lines.path} is {line[:80]!r}, which is no row of a run; the file is left as "
-                "it is. Write to another path."
-            ) from error
+
+def _row(path: Path, number: int, line: bytes) -> Row:
+    try:
+        found = json.loads(line)
+        head = (int(found["step"]), int(found["epoch"]), found["phase"], found["kind"])
+        return Row(*head, {name: float(value) for name, value in found["metrics"].items()})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(
+            f"line {number} of {path} is {line[:80]!r}, which is no row of a run; the file is left as it is. Write to "
+            "another path."
+        ) from error
