@@ -34,12 +34,12 @@ def test_the_numbers_are_psutils():
     tnt.train(unit, FIRST, [1, 2], max_epochs=1, observers=observers)
     found, memory = history[-1].metrics, psutil.virtual_memory()
     assert [row.kind for row in history] == ["step", "step", "epoch"]
-    assert found["process.memory_bytes"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+    assert found["system.process_memory_bytes"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
     assert found["system.memory_used_bytes"] == pytest.approx(memory.total - memory.available, rel=0.3)
     assert found["system.memory_percent"] == pytest.approx(
         100 * found["system.memory_used_bytes"] / memory.total, abs=5
     )
-    assert 0 < found["system.cpu_percent"] <= 100 and 0 < found["process.cpu_percent"]
+    assert 0 < found["system.cpu_percent"] <= 100 and 0 < found["system.process_cpu_percent"]
 
 
 Cpu = namedtuple("Cpu", "user system idle iowait guest guest_nice")
@@ -85,19 +85,19 @@ def test_the_cpu_is_counted_since_last_read_and_over_the_epoch():
     first = told("train", "step_end")  # Since the start.
     assert first.pop("system.cpu_percent") == pytest.approx(100 * (20 - 6) / 40)
     assert first == {
-        "process.cpu_percent": 60.0,
-        "process.memory_bytes": 7.0,
+        "system.process_cpu_percent": 60.0,
+        "system.process_memory_bytes": 7.0,
         "system.memory_percent": 50.0,
         "system.memory_used_bytes": 75.0,
     }
     again = told("train", "step_end")  # At the same moment nothing can be told of the CPU.
-    assert "process.cpu_percent" not in again and "system.cpu_percent" not in again
+    assert "system.process_cpu_percent" not in again and "system.cpu_percent" not in again
     told("eval", "start")
     fake.pass_by(10, own=5)
-    assert told("eval", "epoch_end")["process.cpu_percent"] == 50.0
+    assert told("eval", "epoch_end")["system.process_cpu_percent"] == 50.0
     fake.pass_by(10, own=2)
-    assert told("train", "step_end")["process.cpu_percent"] == 35.0
-    assert told("train", "epoch_end")["process.cpu_percent"] == 30.0
+    assert told("train", "step_end")["system.process_cpu_percent"] == 35.0
+    assert told("train", "epoch_end")["system.process_cpu_percent"] == 30.0
 
 
 def test_without_psutil_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):

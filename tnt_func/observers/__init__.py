@@ -11,6 +11,8 @@ from tnt_func.observers.combinators import tee as tee
 from tnt_func.observers.combinators import when as when
 from tnt_func.observers.console import console as console
 from tnt_func.observers.csv_writer import csv_writer as csv_writer
+from tnt_func.observers.flops import count_flops as count_flops
+from tnt_func.observers.flops import mfu as mfu
 from tnt_func.observers.history import History as History
 from tnt_func.observers.jsonl_writer import jsonl_writer as jsonl_writer
 from tnt_func.observers.jsonl_writer import read_jsonl as read_jsonl

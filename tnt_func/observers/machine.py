@@ -27,9 +27,10 @@ from tnt_func.types import Phase, Point, typed
 def system() -> "System":
     """A measure of CPU and memory, of the machine and of this process; its workers are the machine's.
 
-    Its numbers: "system.cpu_percent", of all cores, and "process.cpu_percent", of one core, so above 100 where several
-    are busy, both over the time since last read or, for the row of an epoch, over the epoch; "system.memory_percent"
-    and "system.memory_used_bytes", what is not available to a new process; "process.memory_bytes", the resident set.
+    Its numbers: "system.cpu_percent", of all cores, and "system.process_cpu_percent", of one core, so above 100 where
+    several are busy, both over the time since last read or, for the row of an epoch, over the epoch;
+    "system.memory_percent" and "system.memory_used_bytes", what is not available to a new process;
+    "system.process_memory_bytes", the resident set.
 
     Raises:
         MissingExtraError: psutil is not installed.
@@ -77,12 +78,12 @@ class System:
         found = {
             "system.memory_percent": float(memory.percent),
             "system.memory_used_bytes": float(memory.total - memory.available),
-            "process.memory_bytes": float(self._process.memory_info().rss),
+            "system.process_memory_bytes": float(self._process.memory_info().rss),
         }
         if since.machine > 0:  # The CPU is counted in hundredths of a second.
             found["system.cpu_percent"] = 100 * since.busy / since.machine
         if since.clock > 0:
-            found["process.cpu_percent"] = 100 * since.process / since.clock
+            found["system.process_cpu_percent"] = 100 * since.process / since.clock
         return found
 
     def _times(self) -> _Times:
