@@ -69,6 +69,14 @@ def debug_nan(lines: list[str]) -> None:
     assert float(lines[-1].split()[-1]) < 0.5
 
 
+def watch(lines: list[str]) -> None:
+    assert lines[:2] == ["the process ended with exit code -9", "the process ended with exit code 0"]
+    assert lines[2] == "run.jsonl: each of 200 steps once, 8 evaluations"
+    assert lines[3].startswith("events: the same loss at 20 steps, 20 speeds of ")
+    assert lines[4].endswith("step-000000000100-epoch-000003, step-000000000200-epoch-000008")
+    assert float(lines[5].removeprefix("held-out loss ")) < 0.6
+
+
 EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "quickstart.py": quickstart,
     "four_levels.py": four_levels,
@@ -77,6 +85,7 @@ EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "through_training.py": through_training,
     "huggingface.py": huggingface,
     "debug_nan.py": debug_nan,
+    "watch.py": watch,
     "digits_cnn.py": digits_cnn,
     "char_gpt.py": char_gpt,
     "gan.py": gan,
