@@ -73,7 +73,7 @@ def watch(lines: list[str]) -> None:
     assert lines[:2] == ["the process ended with exit code -9", "the process ended with exit code 0"]
     assert lines[2] == "run.jsonl: each of 200 steps once, 8 evaluations"
     assert lines[3].startswith("events: the same loss at 20 steps, 20 speeds of ")
-    assert lines[4].endswith("step-000000000100-epoch-000003, step-000000000200-epoch-000008")
+    assert lines[4] == "checkpoints: step-000000000100-epoch-000003, step-000000000200-epoch-000008"
     assert float(lines[5].removeprefix("held-out loss ")) < 0.6
 
 
