@@ -160,15 +160,23 @@ def _mismatch(structure: Structure, others: Iterable[PyTree]) -> str | None:
     return None
 
 
-def flatten(tree: PyTree) -> tuple[list[Any], Structure]:
+def flatten(tree: PyTree, whole: type | None = None) -> tuple[list[Any], Structure]:
     """The leaves, and the structure that `unflatten` puts them back into.
+
+    Args:
+        tree: any tree.
+        whole: a class of nodes that are taken for leaves.
 
     Example:
         >>> leaves, structure = flatten({"a": 1, "b": (2, 3)})
         >>> leaves, unflatten([x * 2 for x in leaves], structure)
         ([1, 2, 3], {'a': 2, 'b': (4, 6)})
+        >>> flatten({"a": 1, "b": (2, 3)}, whole=tuple)[0]
+        [1, (2, 3)]
     """
-    return _pytree.tree_flatten(tree)
+    if whole is None:
+        return _pytree.tree_flatten(tree)
+    return _pytree.tree_flatten(tree, is_leaf=lambda node: isinstance(node, whole))
 
 
 def unflatten(leaves: Iterable[Any], structure: Structure) -> PyTree:

@@ -51,6 +51,8 @@ class Metric:
     Args:
         empty: the identity of merge.
         of: one step's output as an accumulator.
+        elementwise: whether `of` treats every element of the entries it reads alike, as those of this module do, so
+            that it takes the outputs of many steps at once, one beside the other.
 
     Example:
         >>> metric = Metric(empty=lambda: Total(torch.tensor(0.0)), of=lambda output: Total(output["hits"]))
@@ -60,6 +62,7 @@ class Metric:
 
     empty: Callable[[], Any]
     of: Callable[[Output], Any]
+    elementwise: bool = False
 
 
 @typed
@@ -180,7 +183,7 @@ def mean(name: str, *, weight: str | None = None) -> Metric:
         share = _number(output, weight)
         return Mean(value * share, share)
 
-    return Metric(lambda: Mean(_scalar(0.0), _scalar(0.0)), of)
+    return Metric(lambda: Mean(_scalar(0.0), _scalar(0.0)), of, elementwise=True)
 
 
 @typed
@@ -196,7 +199,7 @@ def total(name: str, *, weight: str | None = None) -> Metric:
         value = _number(output, name)
         return Total(value if weight is None else value * _number(output, weight))
 
-    return Metric(lambda: Total(_scalar(0.0)), of)
+    return Metric(lambda: Total(_scalar(0.0)), of, elementwise=True)
 
 
 @typed
@@ -207,7 +210,9 @@ def minimum(name: str) -> Metric:
         >>> minimum("loss").of({"loss": 0.5}).merge(minimum("loss").of({"loss": 0.25})).value()
         tensor(0.2500, dtype=torch.float64)
     """
-    return Metric(lambda: Minimum(_scalar(float("inf"))), lambda output: Minimum(_number(output, name)))
+    return Metric(
+        lambda: Minimum(_scalar(float("inf"))), lambda output: Minimum(_number(output, name)), elementwise=True
+    )
 
 
 @typed
@@ -218,7 +223,9 @@ def maximum(name: str) -> Metric:
         >>> maximum("loss").empty().value()
         tensor(-inf, dtype=torch.float64)
     """
-    return Metric(lambda: Maximum(_scalar(float("-inf"))), lambda output: Maximum(_number(output, name)))
+    return Metric(
+        lambda: Maximum(_scalar(float("-inf"))), lambda output: Maximum(_number(output, name)), elementwise=True
+    )
 
 
 @typed
@@ -234,7 +241,7 @@ def last(name: str) -> Metric:
         value = _number(output, name)
         return Last(value, torch.ones_like(value, dtype=torch.bool))
 
-    return Metric(lambda: Last(_scalar(float("nan")), torch.tensor(False)), of)
+    return Metric(lambda: Last(_scalar(float("nan")), torch.tensor(False)), of, elementwise=True)
 
 
 def _scalar(number: float) -> Tensor:
