@@ -28,3 +28,4 @@ from tnt_func.observers.recorder import recorder as recorder
 from tnt_func.observers.rows import Row as Row
 from tnt_func.observers.rows import Writer as Writer
 from tnt_func.observers.tensorboard_writer import tensorboard_writer as tensorboard_writer
+from tnt_func.observers.wandb_writer import wandb_writer as wandb_writer
