@@ -16,6 +16,7 @@ Example:
 from tnt_func.testing.accumulation import check_accumulation as check_accumulation
 from tnt_func.testing.calls import check_purity as check_purity
 from tnt_func.testing.calls import check_structure as check_structure
+from tnt_func.testing.checked import checked as checked
 from tnt_func.testing.checkpoint import check_checkpoint as check_checkpoint
 from tnt_func.testing.composition import check_composition as check_composition
 from tnt_func.testing.composition import check_metric as check_metric

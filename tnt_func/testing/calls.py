@@ -50,19 +50,7 @@ def check_purity(
     """
     case = Case.of(unit, state, batches, eval_batches, callbacks, options)
     kept = list[tuple[Event, Any, Any]]()
-
-    def watch(call: Call) -> Any:
-        before, grads = [freeze(arg) for arg in call.args], _grads(call.args)
-        result = call.make()
-        for name, was, now, grads_were in zip(NAMES, before, call.args, grads, strict=False):
-            lines = changes(was, freeze(now), name)
-            lines = lines or [f"{name}{path}.grad: written" for path in _grads((now,))[0] - grads_were]
-            if lines:
-                said = f"{call.owner} wrote into the {name} it was given"
-                raise law_error("purity", f"at {call.where()}", said, lines, _ADVICE)
-        return result
-
-    for event in case.events(watch):
+    for event in case.events(pure):
         kept.append((event, freeze(event.state), freeze(event.batch)))
     for event, *before in kept:
         for name, was, now in zip(NAMES, before, (event.state, event.batch), strict=True):
@@ -70,6 +58,19 @@ def check_purity(
                 at = f"after {where(event.phase, event.point, event.state)}"
                 said = f"something wrote into the {name} of that event later on"
                 raise law_error("purity", at, said, lines, _ADVICE)
+
+
+def pure(call: Call) -> Any:
+    """Make a call, and find it to leave what it is given as it was."""
+    before, grads = [freeze(arg) for arg in call.args], _grads(call.args)
+    result = call.make()
+    for name, was, now, grads_were in zip(NAMES, before, call.args, grads, strict=False):
+        lines = changes(was, freeze(now), name)
+        lines = lines or [f"{name}{path}.grad: written" for path in _grads((now,))[0] - grads_were]
+        if lines:
+            said = f"{call.owner} wrote into the {name} it was given"
+            raise law_error("purity", f"at {call.where()}", said, lines, _ADVICE)
+    return result
 
 
 _ADVICE = (
@@ -127,19 +128,20 @@ def check_structure(
         ...
     """
     case = Case.of(unit, state, batches, eval_batches, callbacks, options)
-
-    def watch(call: Call) -> Any:
-        result = call.make()
-        before, after = call.args[0], result[0] if call.point == "step" and isinstance(result, tuple) else result
-        if isinstance(after, State):
-            lines = [line for part in PARTS for line in reshaped(getattr(before, part), getattr(after, part), part)]
-            if lines:
-                said = f"{call.owner} changed the structure of the state"
-                raise law_error("structure", f"at {call.where()}", said, lines[:SHOWN], _STRUCTURE_ADVICE)
-        return result
-
-    for _ in case.events(watch):
+    for _ in case.events(structured):
         pass
+
+
+def structured(call: Call) -> Any:
+    """Make a call, and find it to keep the structure of the state."""
+    result = call.make()
+    before, after = call.args[0], result[0] if call.point == "step" and isinstance(result, tuple) else result
+    if isinstance(after, State):
+        lines = [line for part in PARTS for line in reshaped(getattr(before, part), getattr(after, part), part)]
+        if lines:
+            said = f"{call.owner} changed the structure of the state"
+            raise law_error("structure", f"at {call.where()}", said, lines[:SHOWN], _STRUCTURE_ADVICE)
+    return result
 
 
 _STRUCTURE_ADVICE = (

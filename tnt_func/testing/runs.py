@@ -19,6 +19,11 @@ from tnt_func.unit import Callback, EvalUnit, FitUnit, PredictUnit, TrainUnit, U
 HERE: dict[Generator, int] = {"torch": 1, "numpy": 2, "random": 3}
 THERE: dict[Generator, int] = {"torch": 11, "numpy": 12, "random": 13}
 """Two places for the global generators to stand, on which no run depends."""
+NOTHING_OUTSIDE = (
+    "What is not in the state is not in the run: no counter, cache or clock outside of it. Keep what is to be "
+    "remembered in state.memory, with a memory function for its first value."
+)
+"""What to do about a unit that remembers."""
 
 
 @expects(TrainUnit, EvalUnit, PredictUnit, FitUnit)
@@ -54,7 +59,7 @@ def check_determinism(
     case = Case.of(unit, state, batches, eval_batches, callbacks, options)
     with standing(HERE):
         before = stands()
-        for _ in case.events(_undeclared):
+        for _ in case.events(declared):
             pass
         if went := moved(before):
             said = f"the run has moved the global generators of {', '.join(went)}"
@@ -67,7 +72,8 @@ def check_determinism(
             raise _explained(case, tape) from None
 
 
-def _undeclared(call: Call) -> Any:
+def declared(call: Call) -> Any:
+    """Make a call, and find it to draw from no generator but those that its unit declares."""
     undeclared: list[Generator] = [name for name in HERE if name not in call.declared]
     before = stands(undeclared)
     result = call.make()
@@ -85,10 +91,7 @@ def _undeclared(call: Call) -> Any:
 
 def _explained(case: Case, tape: Sequence[Moment]) -> LawError:
     """The error that says on what it is that runs depend."""
-    advice = (
-        "What is not in the state is not in the run: no counter, cache or clock outside of it. Keep what is to be "
-        "remembered in state.memory, with a memory function for its first value."
-    )
+    advice = NOTHING_OUTSIDE
     for name in (None, *HERE):
         moved_one: dict[Generator, int] = {**HERE, **({name: THERE[name]} if name else {})}
         said = "a second run from the same state and generators"
