@@ -11,6 +11,10 @@ from tnt_func.observers.combinators import tee as tee
 from tnt_func.observers.combinators import when as when
 from tnt_func.observers.console import console as console
 from tnt_func.observers.csv_writer import csv_writer as csv_writer
+from tnt_func.observers.device import barrier as barrier
+from tnt_func.observers.device import cuda_memory_snapshots as cuda_memory_snapshots
+from tnt_func.observers.device import empty_cuda_cache as empty_cuda_cache
+from tnt_func.observers.device import synchronize as synchronize
 from tnt_func.observers.flops import count_flops as count_flops
 from tnt_func.observers.flops import mfu as mfu
 from tnt_func.observers.history import History as History
@@ -27,5 +31,9 @@ from tnt_func.observers.progress_bar import progress_bar as progress_bar
 from tnt_func.observers.recorder import recorder as recorder
 from tnt_func.observers.rows import Row as Row
 from tnt_func.observers.rows import Writer as Writer
+from tnt_func.observers.scopes import during as during
+from tnt_func.observers.scopes import garbage_collection as garbage_collection
+from tnt_func.observers.scopes import profiler as profiler
+from tnt_func.observers.scopes import tf32 as tf32
 from tnt_func.observers.tensorboard_writer import tensorboard_writer as tensorboard_writer
 from tnt_func.observers.wandb_writer import wandb_writer as wandb_writer

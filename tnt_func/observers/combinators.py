@@ -150,7 +150,17 @@ def tee(*observers: Observer) -> Observer:
         >>> tee(print, repr)
         tee(<built-in function print>, <built-in function repr>)
     """
-    return _Tee(observers)
+    return named(f"tee({', '.join(map(repr, observers))})", *observers)
+
+
+def named(said: str, *observers: Observer) -> Observer:
+    """Several observers as one, with a repr of its own.
+
+    Example:
+        >>> named("loud", print, print)
+        loud
+    """
+    return _Tee(said, observers)
 
 
 class _Passing:
@@ -229,11 +239,11 @@ class _Isolated:
 
 
 class _Tee:
-    def __init__(self, observers: tuple[Observer, ...]):
-        self._observers = observers
+    def __init__(self, said: str, observers: tuple[Observer, ...]):
+        self._said, self._observers = said, observers
 
     def __repr__(self) -> str:
-        return f"tee({', '.join(map(repr, self._observers))})"
+        return self._said
 
     def __call__(self, event: Event) -> None:
         if event.error is None:

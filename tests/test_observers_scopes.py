@@ -1,0 +1,201 @@
+"""What is switched for a run is switched back, when it ends well and when it does not; and what is asked of devices."""
+
+import contextlib
+import gc
+import json
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tnt_func as tnt
+from tnt_func.errors import UsageError
+from tnt_func.observers import (
+    barrier,
+    cuda_memory_snapshots,
+    during,
+    empty_cuda_cache,
+    every,
+    garbage_collection,
+    on,
+    profiler,
+    synchronize,
+    tf32,
+)
+
+FIRST = tnt.State(params=0.0, key=tnt.key(0))
+
+
+def step(state: tnt.State, batch: Any) -> Any:
+    return state, {"inverse": 1 / batch}
+
+
+FIT = tnt.FitUnit(train_unit=tnt.TrainUnit(train_step=step), eval_unit=tnt.EvalUnit(eval_step=step))
+RUNS: dict[str, Any] = {
+    "train": lambda *observers: tnt.train(FIT.train_unit, FIRST, [1, 2, 3], max_epochs=2, observers=observers),
+    "evaluate": lambda *observers: tnt.evaluate(FIT.eval_unit, FIRST, [1, 2, 3], observers=observers),
+    "predict": lambda *observers: tnt.predict(
+        tnt.PredictUnit(predict_step=step), FIRST, [1, 2, 3], observers=observers
+    ),
+    "fit": lambda *observers: tnt.fit(FIT, FIRST, [1, 2, 3], [1], max_epochs=2, observers=observers),
+    "fails": lambda *observers: tnt.train(FIT.train_unit, FIRST, [1, 0], max_epochs=1, observers=observers),
+    "fails inside": lambda *observers: tnt.fit(FIT, FIRST, [1], [1, 0], max_epochs=1, observers=observers),
+}
+
+
+def run(entry: str, *observers: Any) -> None:
+    with pytest.raises(ZeroDivisionError) if "fails" in entry else contextlib.nullcontext():
+        RUNS[entry](*observers)
+
+
+@pytest.mark.parametrize("around", ["plain", "every", "on"])
+@pytest.mark.parametrize("entry", RUNS)
+def test_a_scope_is_entered_once_a_run_and_left_however_it_ends(entry: str, around: str):
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def scope() -> Iterator[None]:
+        told.append("entered")
+        try:
+            yield
+        finally:
+            told.append("left")
+
+    inside = during(scope)
+    observer = {"plain": inside, "every": every(inside, steps=2), "on": on("end", inside)}[around]
+    for _ in range(2):
+        run(entry, lambda event: told.append("event") if event.point == "step_end" else None, observer)
+    ran = [each for each in told if each != "event"]
+    assert ran == ["entered", "left"] * 2 and told[0] == "entered" and told[-1] == "left"
+
+
+def test_a_scope_that_cannot_be_entered_is_not_left():
+    @contextlib.contextmanager
+    def scope() -> Iterator[None]:
+        raise OSError("no")
+        yield
+
+    with pytest.raises(OSError, match="no"):
+        RUNS["train"](during(scope))
+
+
+@pytest.mark.parametrize("was", [True, False])
+@pytest.mark.parametrize("entry", RUNS)
+def test_garbage_is_collected_at_its_steps_alone_and_as_before_afterwards(entry: str, was: bool):
+    switched: list[bool] = []
+
+    def witness(event: Any) -> None:
+        switched.append(gc.isenabled())
+
+    try:
+        gc.enable() if was else gc.disable()
+        run(entry, garbage_collection(every_n_steps=2), witness)
+        assert not any(switched) and gc.isenabled() == was
+    finally:
+        gc.enable()
+
+
+def test_garbage_is_collected_every_n_steps():
+    class Cyclic:
+        def __init__(self) -> None:
+            self.me = self
+
+    left: list[Any] = []
+    gone: list[bool] = []
+
+    def littering(state: tnt.State, batch: Any) -> Any:
+        left.append(weakref.ref(Cyclic()))
+        return state, {}
+
+    def witness(event: Any) -> None:
+        if event.point == "step_end":
+            gone.append(left[-1]() is None)
+
+    unit = tnt.TrainUnit(train_step=littering)
+    tnt.train(unit, FIRST, range(6), max_epochs=1, observers=[garbage_collection(every_n_steps=3), witness])
+    assert gone == [False, False, True] * 2
+
+
+def precisions() -> list[str]:
+    backends: Any = torch.backends
+    return [part.fp32_precision for part in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)]
+
+
+@pytest.mark.parametrize(("enabled", "inside"), [(True, "tf32"), (False, "ieee")])
+@pytest.mark.parametrize("entry", ["fit", "fails"])
+def test_tf32_is_switched_and_switched_back(entry: str, enabled: bool, inside: str):
+    before, seen = precisions(), []
+    run(entry, tf32(enabled), lambda event: seen.append(precisions()))
+    assert seen and all(each == [inside] * 3 for each in seen)
+    assert precisions() == before and repr(tf32(enabled)) == f"tf32({enabled})"
+    assert torch.backends.cuda.matmul.allow_tf32 is False  # The older switches can be read again.
+
+
+@pytest.mark.parametrize(("steps", "recorded"), [(9, [[3, 4], [8, 9]]), (4, [[3, 4]]), (2, [])])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_profiler_writes_a_trace_of_every_cycle(tmp_path: Path, steps: int, recorded: list[list[int]], fails: bool):
+    unit = tnt.TrainUnit(train_step=lambda state, batch: (state, {"loss": torch.ones(2) @ torch.ones(2) / batch}))
+    data: list[Any] = [1.0] * steps + ["a"] * fails
+    observer = profiler(tmp_path / "traces", wait=2, warmup=1, active=2, repeat=0)
+    assert repr(observer) == f"profiler({str(tmp_path / 'traces')!r})"
+    with pytest.raises(TypeError) if fails else contextlib.nullcontext():
+        tnt.train(unit, FIRST, data, max_epochs=1, observers=[observer])
+    traces = [json.loads(path.read_text()) for path in sorted((tmp_path / "traces").glob("*.pt.trace.json"))]
+    names = [{event.get("name", "") for event in trace["traceEvents"]} for trace in traces]
+    found = [sorted(int(name.partition("#")[2]) for name in each if name.startswith("ProfilerStep#")) for each in names]
+    assert found == recorded and all("aten::dot" in each for each in names)
+
+
+@pytest.mark.parametrize("numbers", [{"wait": -1}, {"warmup": 0}, {"active": 0}, {"repeat": -1}, {"skip_first": -1}])
+def test_the_profiler_says_what_its_schedule_is_made_of(numbers: Any):
+    with pytest.raises(UsageError, match="none is negative, .* Write warmup=1, active=3"):
+        profiler("traces", **numbers)
+
+
+def test_garbage_collection_needs_a_cadence():
+    with pytest.raises(UsageError, match="every_n_steps=0.* at least 1"):
+        garbage_collection(every_n_steps=0)
+
+
+def test_without_cuda_devices_are_left_alone_and_snapshots_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    RUNS["fit"](every(synchronize, steps=1), every(barrier, steps=1), on("epoch_end", empty_cuda_cache))
+    with pytest.raises(UsageError, match=r"snapshots'\) was given where torch has no CUDA device; .* Write observers="):
+        cuda_memory_snapshots("snapshots")
+
+
+@pytest.mark.parametrize(("entry", "left"), [("fit", False), ("fails", True)])
+def test_snapshots_are_dumped_at_their_steps_and_on_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, entry: str, left: bool
+):
+    """The allocator's history is stood in for; when it is asked for what is tested."""
+    called: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **how: called.append(how))
+    monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: called.append(Path(path).name))
+    run(entry, cuda_memory_snapshots(tmp_path / "snapshots", every_n_steps=4, max_entries=7))
+    dumped = ["failed.pickle"] if left else ["train-step-000000000004.pickle"]
+    assert called == [{"max_entries": 7}, *dumped, {"enabled": None}] and (tmp_path / "snapshots").is_dir()
+    with pytest.raises(UsageError, match="both are at least 1"):
+        cuda_memory_snapshots("snapshots", every_n_steps=0)
+
+
+@pytest.mark.parametrize("initialised", [False, True])
+def test_ranks_meet_where_there_are_ranks(monkeypatch: pytest.MonkeyPatch, initialised: bool):
+    met: list[bool] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: initialised)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: met.append(True))
+    tnt.train(FIT.train_unit, FIRST, [1, 2, 3, 4], max_epochs=1, observers=[on("step_done", barrier)])
+    assert len(met) == (4 if initialised else 0)
+
+
+def test_the_device_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    waited: list[bool] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waited.append(True))
+    RUNS["train"](every(synchronize, steps=3))
+    assert len(waited) == 2
