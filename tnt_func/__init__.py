@@ -8,6 +8,7 @@ from tnt_func import asserts as asserts
 from tnt_func import callbacks as callbacks
 from tnt_func import checkpoint as checkpoint
 from tnt_func import data as data
+from tnt_func import ensembles as ensembles
 from tnt_func import errors as errors
 from tnt_func import metrics as metrics
 from tnt_func import observers as observers
@@ -24,6 +25,10 @@ from tnt_func.compose import focus as focus
 from tnt_func.compose import sequence as sequence
 from tnt_func.data.cursors import batches as batches
 from tnt_func.descent import minimize as minimize
+from tnt_func.ensembles import ensemble as ensemble
+from tnt_func.ensembles import member as member
+from tnt_func.ensembles import stack as stack
+from tnt_func.ensembles import unstack as unstack
 from tnt_func.events import Event as Event
 from tnt_func.events import Observer as Observer
 from tnt_func.metrics import Metric as Metric

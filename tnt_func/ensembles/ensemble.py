@@ -1,0 +1,263 @@
+"""Many members trained as one: the step of a unit, vmapped over its State.
+
+`ensemble(unit, size)` is again a unit: `train`, `fit`, callbacks, observers, checkpoints and the laws take it as any
+other. Its State is that of all members, `stack([state, ...])`.
+
+When it pays, in microseconds a member and step on one CPU thread, with AdamW, beside the members trained one after
+another by the imperative loop:
+
+    TABLE
+
+Example:
+    >>> from tnt_func.descent import minimize
+    >>> from tnt_func.ensembles.stacking import stack
+    >>> from tnt_func.optim import sgd
+    >>> from tnt_func.rng import key
+    >>> from tnt_func.unit import TrainUnit
+    >>> optimizer = sgd(0.5)
+    >>> def objective(w, state, batch): return (w - batch) ** 2, (state.buffers, {})
+    >>> unit = TrainUnit(train_step=minimize(objective, optimizer))
+    >>> members = [torch.tensor(w) for w in (1.0, 2.0)]
+    >>> state = stack([State(params=w, key=key(0), opt_state=optimizer.init(w)) for w in members])
+    >>> ensemble(unit, 2).train_step(state, 3.0)[0].params
+    tensor([3., 3.])
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from tnt_func.ensembles.calls import Batches, Call, looped, vmapped
+from tnt_func.ensembles.members import stacked, taken
+from tnt_func.ensembles.metrics import per_member
+from tnt_func.ensembles.stacking import PREFIX, SLOT, inside, size_of, stop_members
+from tnt_func.errors import ContractError, UsageError, call, kind_of
+from tnt_func.optim.layout import is_traced
+from tnt_func.state import State
+from tnt_func.types import Batch, Output, Phase, PyTree, typed
+from tnt_func.unit import (
+    POINTS,
+    FitUnit,
+    Hook,
+    Memory,
+    PhaseUnit,
+    Step,
+    U,
+    hook_of,
+    links,
+    memories,
+    parts,
+    step_of,
+    then,
+)
+
+Sharing: TypeAlias = Literal["shared", "own"]
+
+
+@typed
+def ensemble(
+    unit: U, size: int, *, batch: Sharing = "shared", chunk_size: int | None = None, loop: bool | None = None
+) -> U:
+    """The unit that trains as many members at once.
+
+    One key, one progress; everything else of a State each member has of its own: initialisation, hyper-parameters,
+    averages. A metric has a value for each, float64 [members]: `spread` gives mean, deviation and quantiles, and
+    records have "loss" for the mean, "loss.std", and "loss.0", "loss.1", ...
+
+    Hooks of the unit, and of callbacks attached to it before, run for each member. Those of steps are vmapped; where
+    one looks at values, and all others, it runs for one member after another. So `early_stopping` attached inside stops
+    single members: from then on a member's params, buffers, opt_state and slots stay as they are (its metrics go on to
+    measure them), and when all have stopped, so does the run. Callbacks given to `train` see all members at once, and
+    stop some by `stop_members`.
+
+    A member's numbers are those of its run alone but for rounding, about 1e-12 in float64; Adam amplifies it where a
+    gradient is zero but for rounding (a bias before BatchNorm). Not so what draws: a vmapped step draws once for all
+    members, for each another part, and NumPy's draws are one for all. A parameter that the loss does not use has the
+    gradient zero here, and none alone.
+
+    Args:
+        unit: of one member.
+        size: members.
+        batch: whether all are given the same batch, or each one of its own: [members, batch, ...].
+        chunk_size: members that are stepped at once, where memory is short; all, if not given.
+        loop: whether to step one member after another, for steps that torch.func.vmap does not take: the same numbers
+            at the price of single runs. If not given, where the optimizer is one of `optim.from_torch`.
+
+    Raises:
+        UsageError: an argument is out of range; or, later, the state is not stacked or has another size, or the step
+            cannot be vmapped.
+
+    Example:
+        >>> from tnt_func.unit import TrainUnit
+        >>> ensemble(TrainUnit(train_step=max), 8).memory.keys()
+        dict_keys(['ensemble'])
+    """
+    for name, number in (("size", size), ("chunk_size", chunk_size)):
+        if number is not None and number < 1:
+            raise UsageError(f"ensemble was given {name}={number}; it is at least 1. Write {name}=8, say.")
+    taking = _Taking(size, batch == "own", chunk_size, bool(loop))
+    slots = {SLOT: functools.partial(_unstacked, size)}
+    slots |= {f"{PREFIX}{name}": _FirstOfEach(first, name, size) for name, first in memories(unit).items()}
+    changed: dict[str, Any] = {f"{part.phase}_unit": _ensembled(part, taking, slots) for part in parts(unit)}
+    whole: Any = replace(unit, **changed) if isinstance(unit, FitUnit) else changed[f"{unit.phase}_unit"]
+    return whole
+
+
+@dataclass(frozen=True)
+class _Taking:
+    """How steps of members are taken."""
+
+    size: int
+    own: bool
+    chunk_size: int | None
+    loop: bool
+
+
+@dataclass(frozen=True)
+class EnsembleStep:
+    """The step of an ensemble.
+
+    Args:
+        inner: that of a member.
+        phase: train, eval or predict.
+        size, own, chunk_size, loop: as `ensemble` was given.
+    """
+
+    inner: Step
+    phase: Phase
+    size: int
+    own: bool = False
+    chunk_size: int | None = None
+    loop: bool = False
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
+        """The state after a step of every member that has not stopped, and all their outputs."""
+        _check_size(state, self.size)
+        done = self._taken(state, Batches(batch, self.own))
+        still = state.memory[SLOT]["stopped" if self.phase == "train" else "closed"]
+        after = done.merged(state, still if is_traced(()) or bool(still.any()) else None)
+        asked = next((stop for stop in done.stops if stop is not None), state.stop)
+        return after.replace(key=done.after.key, progress=done.after.progress, stop=asked), done.output
+
+    def _taken(self, state: State, batches: Batches) -> Call:
+        if self.loop:
+            return looped(self.inner, state, batches)
+        try:
+            return vmapped(self.inner, state, batches, chunk_size=self.chunk_size)
+        except Exception as error:
+            error.add_note(
+                f"It was raised as torch.func.vmap took the {self.phase}_step of {self.size} members, where no value "
+                "may be looked at, and nothing drawn but by torch. Write it with torch.where, take a native optimizer, "
+                "or write ensemble(..., loop=True), which takes one member after another."
+            )
+            raise
+
+
+@dataclass(frozen=True)
+class _HookOfEach:
+    """The hooks of a point, run for every member that they are for."""
+
+    links: tuple[tuple[str, Hook], ...]
+    phase: Phase
+    point: str
+    size: int
+
+    def __call__(self, state: State) -> State:
+        _check_size(state, self.size)
+        still = self._still(state)
+        at_step = self.point.startswith("step")
+        done = self._vmapped(state) if at_step else None
+        if done is None:
+            done = looped(self._run, state, Batches(None), runs=[not out for out in still.tolist()])
+        after = done.merged(state, still if bool(still.any()) else None)
+        after = after.replace(key=done.after.key, progress=done.after.progress)
+        stops = [None if out else stop for stop, out in zip(done.stops, still.tolist(), strict=True)]
+        if not any(stop is not None for stop in stops):
+            return after
+        last = next(stop for stop in reversed(stops) if stop is not None)
+        return stop_members(after, torch.tensor([stop is not None for stop in stops]), last)
+
+    def _still(self, state: State) -> torch.Tensor:
+        """The members that it is not for: those that have stopped, or had when the epoch opened."""
+        slot = state.memory[SLOT]
+        if self.phase == "train" and self.point == "end":
+            return torch.zeros_like(slot["closed"])
+        return slot["stopped" if self.phase == "train" and self.point.startswith("step") else "closed"]
+
+    def _vmapped(self, state: State) -> Call | None:
+        try:
+            return vmapped(self._run, state, Batches(None), agreed=True)
+        except Exception:
+            # It looks at values, or is wrong: then it is wrong for a single member too, and says so better.
+            return None
+
+    def _run(self, state: State, batch: Batch) -> tuple[State, Output]:
+        for name, hook in self.links:
+            after: Any = call(name, hook, state)
+            if not isinstance(after, State):
+                raise ContractError(
+                    f"{name} returned {kind_of(after)} for a member; a hook takes a State and returns one. End it with "
+                    "`return state` or `return state.replace(...)`."
+                )
+            state = after
+        return state, None
+
+
+@dataclass(frozen=True)
+class _FirstOfEach:
+    """What makes the first value of a slot of every member."""
+
+    first: Memory
+    name: str
+    size: int
+
+    def __call__(self, state: State) -> PyTree:
+        _check_size(state, self.size)
+        mine = inside(state)
+        firsts = [self.first(state.replace(**taken(mine, index))) for index in range(self.size)]
+        return stacked(firsts, f"memory[{self.name!r}]")
+
+
+def _ensembled(unit: PhaseUnit, taking: _Taking, slots: dict[str, Memory]) -> PhaseUnit:
+    phase, kind = unit.phase, type(unit).__name__
+    changed: dict[str, Any] = {}
+    for point in POINTS:
+        name = f"on_{phase}_{point}"
+        chain = links(hook_of(unit, phase, point), f"{kind}.{name}")
+        each = ((f"{kind}.{name} of each member", _HookOfEach(chain, phase, point, taking.size)),) if chain else ()
+        own = {"on_train_start": (("ensemble", _start),), "on_train_epoch_start": (("ensemble", _open),)}.get(name, ())
+        changed[name] = then(*own, *each)
+    changed[f"{phase}_step"] = EnsembleStep(
+        step_of(unit), phase, taking.size, taking.own, taking.chunk_size, taking.loop
+    )
+    changed["metrics"] = {name: per_member(metric, taking.size) for name, metric in unit.metrics.items()}
+    changed["memory"] = {name: slots[name] for name in (SLOT, *(f"{PREFIX}{name}" for name in unit.memory))}
+    return replace(unit, **changed)
+
+
+def _start(state: State) -> State:
+    """Nothing is left to train where all have stopped."""
+    out = state.memory[SLOT]["stopped"]
+    if not bool(out.all()):
+        return state
+    return state.request_stop(f"all {len(out)} members have stopped; tnt.ensembles.revive(state) lets them go on")
+
+
+def _open(state: State) -> State:
+    slot = state.memory[SLOT]
+    return state.remember(SLOT, {**slot, "closed": slot["stopped"].clone()})
+
+
+def _unstacked(size: int, state: State) -> PyTree:
+    size_of(state)
+    raise UsageError(f"the state has no slot {SLOT!r}. Write tnt.stack([state, ...]) of {size} states.")
+
+
+def _check_size(state: State, size: int) -> None:
+    if size_of(state) != size:
+        raise UsageError(
+            f"ensemble(unit, {size}) was given a state of {size_of(state)} members. Write tnt.ensemble(unit, "
+            f"{size_of(state)}), or stack {size} states."
+        )
