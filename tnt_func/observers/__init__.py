@@ -11,6 +11,8 @@ from tnt_func.observers.combinators import tee as tee
 from tnt_func.observers.combinators import when as when
 from tnt_func.observers.console import console as console
 from tnt_func.observers.csv_writer import csv_writer as csv_writer
+from tnt_func.observers.data_warnings import warn_on_empty_data as warn_on_empty_data
+from tnt_func.observers.data_warnings import warn_on_slow_data as warn_on_slow_data
 from tnt_func.observers.device import barrier as barrier
 from tnt_func.observers.device import cuda_memory_snapshots as cuda_memory_snapshots
 from tnt_func.observers.device import empty_cuda_cache as empty_cuda_cache

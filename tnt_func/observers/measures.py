@@ -116,34 +116,22 @@ def throughput(
     return Pace("throughput()", _rates, clock, first_dimension if samples is None else samples, tokens)
 
 
-class Pace:
-    """What `timing` and `throughput` make: keeps the totals of every phase, and reads numbers off them.
+class Stopwatch:
+    """An observer that keeps the totals of every phase of a run.
 
     Args:
-        said: its repr.
-        numbers: of the totals since last read, and of those since the run started.
         clock, samples, tokens: as in `throughput`; None counts none.
     """
 
-    def __init__(
-        self,
-        said: str,
-        numbers: Callable[[Totals, Totals], Mapping[str, float]],
-        clock: Callable[[], float],
-        samples: Count | None = None,
-        tokens: Count | None = None,
-    ):
-        self._said, self._numbers, self._clock, self._samples, self._tokens = said, numbers, clock, samples, tokens
+    def __init__(self, clock: Callable[[], float], samples: Count | None = None, tokens: Count | None = None):
+        self._clock, self._samples, self._tokens = clock, samples, tokens
         self._last: float | None = None
         self._outer: Phase | None = None  # The phase of the run that is under way.
         self._begin()
 
     def _begin(self) -> None:
         self._totals: dict[Phase, list[Any]] = {phase: [*Totals()] for phase in ("train", "eval", "predict")}
-        self._read: dict[tuple[Phase, Point], Totals] = {}
-
-    def __repr__(self) -> str:
-        return self._said
+        self._taken: dict[tuple[Phase, Point], Totals] = {}
 
     def __call__(self, event: Event) -> None:
         """Add the time since the event before, and the batch of a completed step."""
@@ -166,12 +154,41 @@ class Pace:
         elif point in ("end", "paused", "failed") and phase == self._outer:
             self._outer = None
 
+    def take(self, event: Event) -> tuple[Totals, Totals]:
+        """The totals of the phase since they were last taken at this point of it, and since the run started."""
+        now = Totals._make(self._totals[event.phase])
+        since = Totals._make(map(sub, now, self._taken.get(event[:2], Totals())))
+        self._taken[event[:2]] = now
+        return since, now
+
+
+class Pace(Stopwatch):
+    """What `timing` and `throughput` make: a stopwatch, and the numbers that are read off it.
+
+    Args:
+        said: its repr.
+        numbers: of the totals since last read, and of those since the run started.
+        clock, samples, tokens: as in `throughput`; None counts none.
+    """
+
+    def __init__(
+        self,
+        said: str,
+        numbers: Callable[[Totals, Totals], Mapping[str, float]],
+        clock: Callable[[], float],
+        samples: Count | None = None,
+        tokens: Count | None = None,
+    ):
+        super().__init__(clock, samples, tokens)
+        self._said, self._numbers = said, numbers
+
+    def __repr__(self) -> str:
+        return self._said
+
     def read(self, event: Event) -> Mapping[str, float]:
         """The numbers of the phase, since last read at this point of it; none where no step was completed."""
-        now = Totals._make(self._totals[event.phase])
-        since = Totals._make(map(sub, now, self._read.get(event[:2], Totals())))
-        self._read[event[:2]] = now
-        return self._numbers(since, now) if since.batches and since.seconds > 0 else {}
+        since, run = self.take(event)
+        return self._numbers(since, run) if since.batches and since.seconds > 0 else {}
 
 
 def _times(since: Totals, run: Totals) -> dict[str, float]:
