@@ -11,6 +11,7 @@ BUILTINS = {
     "UsageError": ValueError,
     "UsageTypeError": TypeError,
     "ContractError": RuntimeError,
+    "ConsumedError": RuntimeError,
     "StructureError": ValueError,
     "TreeError": AssertionError,
     "DataError": ValueError,

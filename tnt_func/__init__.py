@@ -50,6 +50,8 @@ from tnt_func.runs import train as train
 from tnt_func.runs import train_events as train_events
 from tnt_func.state import State as State
 from tnt_func.state import digest as digest
+from tnt_func.state import keep as keep
+from tnt_func.transforms import donate as donate
 from tnt_func.transitions import end_epoch as end_epoch
 from tnt_func.transitions import prepare as prepare
 from tnt_func.transitions import start_epoch as start_epoch

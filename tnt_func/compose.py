@@ -14,9 +14,10 @@ Example:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
 
+from tnt_func.donation import consumed, donates, donating, known_separate, separated, spend
 from tnt_func.errors import ContractError, UsageError, UsageTypeError
 from tnt_func.metrics import Metric
 from tnt_func.rng import key
@@ -61,21 +62,7 @@ def sequence(*units: V) -> V:
         {'one': 1, 'two': 2}
     """
     _check_one_phase("sequence", units)
-    steps = [step_of(unit) for unit in units]
-
-    def step(state: State, batch: Batch) -> tuple[State, Output]:
-        merged: dict[str, Any] = {}
-        for unit_step in steps:
-            state, output = unit_step(state, batch)
-            for name, value in _mapping("sequence", output).items():
-                if name in merged:
-                    raise ContractError(
-                        f"two steps of a sequence return the output {name!r}; merged outputs need different names. "
-                        "Rename one, or write tnt.focus(unit, name), which prefixes them."
-                    )
-                merged[name] = value
-        return state, merged
-
+    step = Several(tuple(step_of(unit) for unit in units))
     hooks = {point: then(*(_named(unit, point) for unit in units)) for point in POINTS}
     metrics = _union("metric", [unit.metrics for unit in units])
     return _composed(units, step, hooks, metrics)
@@ -117,10 +104,7 @@ def alternate(*units: V, turns: Sequence[int] | None = None) -> V:
     def turn(state: State, taken: int) -> int:
         return order[(state.progress.of(phase).steps - taken) % len(order)]
 
-    def step(state: State, batch: Batch) -> tuple[State, Output]:
-        now = turn(state, 0)
-        state, output = step_of(units[now])(state, batch)
-        return state, {**_mapping("alternate", output), "turn": now}
+    step = Turns(tuple(step_of(unit) for unit in units), lambda state: turn(state, 0))
 
     def on_turn(point: str, taken: int) -> Hook:
         hooks = [then(_named(unit, point)) for unit in units]
@@ -181,10 +165,7 @@ def focus(unit: V, name: str) -> V:
             changes["memory"] = {**outer.memory, **_over(after.memory, prefix)}
         return outer.replace(**changes, stop=after.stop)
 
-    def step(state: State, batch: Batch) -> tuple[State, Output]:
-        before = zoomed(state)
-        after, output = step_of(unit)(before, batch)
-        return put_back(state, before, after), _over(_mapping("focus", output), prefix)
+    step = Focused(step_of(unit), zoomed, put_back, prefix)
 
     def focused(hook: Hook) -> Hook:
         def hooked(state: State) -> State:
@@ -204,6 +185,104 @@ def focus(unit: V, name: str) -> V:
 
 
 _PARTS = ("params", "buffers", "opt_state")
+
+
+def _donating_some(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The steps, donating where they can; refused where none can."""
+    found: list[Step] = []
+    refusal: UsageError | None = None
+    for step in steps:
+        try:
+            found.append(donating(step))
+        except UsageError as error:
+            refusal = error
+            found.append(step)
+    if refusal is not None and not any(map(donates, found)):
+        raise refusal
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Several:
+    """The step of `sequence`. It donates where one of its steps does."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def donates(self) -> bool:
+        """Whether one of the steps consumes the states that it is given."""
+        return any(map(donates, self.steps))
+
+    def donating(self) -> Self:
+        """The same of steps that do; plain functions among them stay as they are."""
+        return replace(self, steps=_donating_some(self.steps))
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
+        """Every step on the state of the one before, and on the same batch."""
+        given, merged = state, dict[str, Any]()
+        for step in self.steps:
+            before = state
+            try:
+                state, output = step(before, batch)
+            finally:
+                if consumed(before):
+                    spend(given)
+            for name, value in _mapping("sequence", output).items():
+                if name in merged:
+                    raise ContractError(
+                        f"two steps of a sequence return the output {name!r}; merged outputs need different names. "
+                        "Rename one, or write tnt.focus(unit, name), which prefixes them."
+                    )
+                merged[name] = value
+        return state, merged
+
+
+@dataclass(frozen=True)
+class Turns(Several):
+    """The step of `alternate`: which of the steps, `turn` says."""
+
+    turn: Callable[[State], int]
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
+        """The step whose turn it is."""
+        now = self.turn(state)
+        state, output = self.steps[now](state, batch)
+        return state, {**_mapping("alternate", output), "turn": now}
+
+
+@dataclass(frozen=True)
+class Focused:
+    """The step of `focus`: on the part of a state, which is then put back into the whole."""
+
+    inner: Step
+    zoomed: Callable[[State], State]
+    put_back: Callable[[State, State, State], State]
+    prefix: str
+
+    @property
+    def donates(self) -> bool:
+        """Whether the step inside consumes the states that it is given."""
+        return donates(self.inner)
+
+    def donating(self) -> Self:
+        """The same of a step that does."""
+        return replace(self, inner=donating(self.inner))
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
+        """The step on the part."""
+        given, storages = state, None
+        if self.donates:
+            # The step inside does not see what else there is.
+            state, storages = separated(state)
+        before = self.zoomed(state)
+        if storages is not None:
+            known_separate(before, storages)
+        try:
+            after, output = self.inner(before, batch)
+            return self.put_back(state, before, after), _over(_mapping("focus", output), self.prefix)
+        finally:
+            if consumed(before):
+                spend(given)
 
 
 def _composed(units: Sequence[V], step: Step, hooks: Mapping[str, Hook], metrics: Mapping[str, Metric]) -> V:

@@ -14,15 +14,18 @@ Example:
     tensor([1.])
 """
 
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
 
+from tnt_func.donation import Storages, copied_from, separated, spend
 from tnt_func.gradients import value_and_grad
 from tnt_func.optim import Optimizer
-from tnt_func.state import State
+from tnt_func.optim.layout import is_traced
+from tnt_func.state import State, keep
 from tnt_func.types import Batch, Output, PyTree, typed
 
 Objective: TypeAlias = Callable[[PyTree, State, Batch], tuple[Tensor, tuple[PyTree, Output]]]
@@ -52,6 +55,35 @@ Amendment: TypeAlias = Callable[[State, State, Slope], tuple[State, Slope]]
 """`(before, after, slope) -> (after, slope)`: what is done about an update, knowing the gradient it was made with."""
 
 
+class Amending:
+    """An amendment that says what it reads of the leaves before an update; of any other, a donating step copies all.
+
+    Args:
+        reads: fields of `before` whose tensors it looks at when the update has been made.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("params", "opt_state")
+
+
+class Guard(Amending):
+    """An amendment by which an update is made or not, as the slope says.
+
+    A donating step asks it before the update, which it then leaves out, for nothing would be left to go back to.
+    """
+
+    def allows(self, before: State, slope: Slope) -> Tensor:
+        """Whether the update is made: bool []."""
+        raise NotImplementedError
+
+    def settle(self, before: State, after: State, allowed: Tensor) -> State:
+        """The state after the update, or without it."""
+        raise NotImplementedError
+
+    def __call__(self, before: State, after: State, slope: Slope) -> tuple[State, Slope]:
+        """The same, after the update was made."""
+        return self.settle(before, after, self.allows(before, slope)), slope
+
+
 def differentiate(objective: Objective, params: PyTree, state: State, batch: Batch) -> Slope:
     """The slope of an objective on a batch, all of it at once.
 
@@ -77,6 +109,7 @@ class Descent:
         part: the entry of `state.params` and `state.opt_state` that is trained, or None for the whole.
         differentiate: what finds the gradient.
         amendments: applied to the new state and the slope, in order, before the step returns.
+        donates: whether it consumes the state that it is given: `tnt.donate`.
     """
 
     objective: Objective
@@ -84,19 +117,78 @@ class Descent:
     part: str | None = None
     differentiate: Differentiate = differentiate
     amendments: tuple[Amendment, ...] = ()
+    donates: bool = False
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
         """The state after the update, and the objective's output."""
-        params = state.params if self.part is None else state.params[self.part]
-        opt_state = state.opt_state if self.part is None else state.opt_state[self.part]
+        if self.donates and not is_traced(()):
+            return self._consuming(state, batch)
+        params, opt_state = self._own(state)
         slope = self.differentiate(self.objective, params, state, batch)
-        params, opt_state = self.optimizer.update(slope.grads, opt_state, params)
-        if self.part is not None:
-            params, opt_state = {**state.params, self.part: params}, {**state.opt_state, self.part: opt_state}
-        after = state.replace(params=params, opt_state=opt_state, buffers=slope.buffers)
+        after = self._put(state, slope, self.optimizer.update(slope.grads, opt_state, params))
         for amend in self.amendments:
             after, slope = amend(state, after, slope)
         return after, slope.output
+
+    def donating(self) -> "Descent":
+        """The same step, which may write over the params and the opt_state that it is given."""
+        return replace(self, donates=True)
+
+    def _own(self, state: State) -> tuple[PyTree, PyTree]:
+        if self.part is None:
+            return state.params, state.opt_state
+        return state.params[self.part], state.opt_state[self.part]
+
+    def _put(self, state: State, slope: Slope, new: tuple[PyTree, PyTree]) -> State:
+        params, opt_state = new
+        if self.part is not None:
+            params = _with(state.params, self.part, params)
+            opt_state = _with(state.opt_state, self.part, opt_state)
+        return state.replace(params=params, opt_state=opt_state, buffers=slope.buffers)
+
+    def _consuming(self, given: State, batch: Batch) -> tuple[State, Output]:
+        state, storages = separated(given)
+        params, opt_state = self._own(state)
+        slope = _apart(self.differentiate(self.objective, params, state, batch), state, storages)
+        guards, amendments = _guards_first(self.amendments)
+        allowed = [guard.allows(state, slope) for guard in guards]
+        # What reads an old leaf gets a copy of it.
+        read = {
+            name for amend in amendments for name in (amend.reads if isinstance(amend, Amending) else Amending.reads)
+        }
+        before = state.replace(**{name: keep(getattr(state, name)) for name in read}) if read else state
+        new = params, opt_state
+        try:
+            if all(each.item() for each in allowed):
+                new = (self.optimizer.consume or self.optimizer.update)(slope.grads, opt_state, params)
+            after = self._put(state, slope, new)
+            for guard, each in zip(guards, allowed, strict=True):
+                after = guard.settle(state, after, each)
+            for amend in amendments:
+                after, slope = amend(before, after, slope)
+            return after, slope.output
+        finally:
+            spend(given)
+
+
+def _with(tree: dict[str, PyTree], part: str, new: PyTree) -> dict[str, PyTree]:
+    """The tree with another part; itself where it is the very same."""
+    return tree if tree[part] is new else {**tree, part: new}
+
+
+def _guards_first(amendments: tuple[Amendment, ...]) -> tuple[list[Guard], tuple[Amendment, ...]]:
+    """The guards that nothing comes before, and what follows; those that do not come first are no different from it."""
+    guards = list(itertools.takewhile(lambda amend: isinstance(amend, Guard), amendments))
+    return cast(list[Guard], guards), amendments[len(guards) :]
+
+
+def _apart(slope: Slope, state: State, storages: Storages) -> Slope:
+    """The slope with copies of what lies in the memory that is about to be written over."""
+    buffers = slope.buffers if slope.buffers is state.buffers else copied_from(slope.buffers, storages)
+    output = copied_from(slope.output, storages)
+    if buffers is slope.buffers and output is slope.output:
+        return slope
+    return slope._replace(buffers=buffers, output=output)
 
 
 @typed

@@ -40,6 +40,10 @@ class ContractError(TntError, RuntimeError):
     """A step or a hook broke its contract: returned no State, touched the key or a counter, wrote while evaluating."""
 
 
+class ConsumedError(TntError, RuntimeError):
+    """A state was read whose tensors a donating step has consumed."""
+
+
 class StructureError(TntError, ValueError):
     """A tree changed, or has not, the structure, shapes, dtypes or devices that it must have."""
 

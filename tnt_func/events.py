@@ -29,11 +29,13 @@ class Event(NamedTuple):
     Args:
         phase: "train", "eval" or "predict".
         point: where in the phase.
-        state: the state after the hooks of this point ran; of `paused` and `failed` the last resumable one.
+        state: the state after the hooks of this point ran; of `paused` and `failed` the last resumable one. None in a
+            `failed` event of a run whose step had already consumed that one.
         batch: the batch of a step, at the points from `fetched` to `step_done`.
         resumable: whether a run continues from `state` as if it had never stopped.
         reason: of `end` and `paused`, why.
         error: of `failed`, the error that is about to be raised.
+        donated: whether a later step may write over the state: hold on to a copy of it, `tnt.keep(event.state)`.
 
     Example:
         >>> Event("eval", "end", state=None, reason="one epoch").reason
@@ -47,6 +49,7 @@ class Event(NamedTuple):
     resumable: bool = False
     reason: str | None = None
     error: BaseException | None = None
+    donated: bool = False
 
 
 Observer: TypeAlias = Callable[[Event], Any]

@@ -37,9 +37,11 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tnt_func.data.cursors import Cursor, describe
+from tnt_func.donation import consumed, take
 from tnt_func.errors import DataError, UsageError, call
 from tnt_func.events import Event
 from tnt_func.state import State
@@ -128,6 +130,8 @@ class Run:
         state: the prepared state that the call begins with.
         pause_when: asked at resumable points and after evaluation steps.
         abandons: whether an evaluation inside may be given up, to be done again with the step that it followed.
+        donates: whether the train step consumes the states that it is given; then no state is left to go back to while
+            a step is under way, and no evaluation is given up.
 
     Example:
         >>> from tnt_func.rng import key
@@ -135,13 +139,31 @@ class Run:
         []
     """
 
-    def __init__(self, state: State, pause_when: Callable[[], bool] | None = None, *, abandons: bool = True):
-        self.last, self.abandons, self._pause_when = state, abandons, pause_when
+    def __init__(
+        self,
+        state: State,
+        pause_when: Callable[[], bool] | None = None,
+        *,
+        abandons: bool = True,
+        donates: bool = False,
+    ):
+        self.last, self.abandons, self._pause_when = state, abandons and not donates, pause_when
+        self.tell: Callable[..., Event] = partial(Event, donated=True) if donates else Event
+        self._donates, self._given = donates, state
+
+    def step(self, unit: Transitions, state: State, batch: Batch) -> State:
+        """The state after a train step; those it consumed can be read no more."""
+        self._given = state
+        after = unit.step(state, batch)
+        if self._donates and consumed(state):
+            take(state)
+            take(self.last)
+        return after
 
     def done(self, point: Any, state: State, batch: Batch = None) -> Event:
         """The resumable event of a point."""
-        self.last = state
-        return Event("train", point, state, batch, resumable=True)
+        self.last = self._given = state
+        return self.tell("train", point, state, batch, resumable=True)
 
     def ask(self) -> None:
         """Unwind the run where `pause_when` says so."""
@@ -154,11 +176,12 @@ class Run:
             try:
                 yield from body
             except _Pause:
-                yield Event(phase, "paused", self.last, resumable=True, reason="pause_when returned True")
+                yield self.tell(phase, "paused", self.last, resumable=True, reason="pause_when returned True")
         except GeneratorExit:
             raise
         except BaseException as error:
-            yield Event(phase, "failed", self.last, resumable=phase == "train", error=error)
+            last: Any = None if consumed(self._given) else self.last
+            yield self.tell(phase, "failed", last, resumable=phase == "train" and last is not None, error=error)
             raise
 
 
@@ -200,35 +223,35 @@ class Due:
 def training(run: Run, unit: Transitions, data: Cursor, limits: Limits, due: Due | None = None) -> Iterator[Event]:
     """The events of training from `run.last` on, `paused` and `failed` left to `run.events`."""
     state = unit.hooks("start", run.last)
-    yield Event("train", "start", state)
+    yield run.tell("train", "start", state)
     while state.progress.train.is_open or limits.reached(state) is None:
         with closing(data.epoch(state)) as batches:
             if not state.progress.train.is_open:
                 state = unit.open_epoch(state.remember(RESERVED, describe(data.data)))
-                yield Event("train", "epoch_start", state)
+                yield run.tell("train", "epoch_start", state)
             while not limits.closes(state):
                 batch = next(batches, _NO_BATCH)
                 if batch is _NO_BATCH:
                     _check_fed(state, limits)
                     break
-                yield Event("train", "fetched", state, batch)
+                yield run.tell("train", "fetched", state, batch)
                 state = unit.hooks("step_start", state)
-                yield Event("train", "step_start", state, batch)
-                state = unit.hooks("step_end", unit.step(state, batch))
-                yield Event("train", "step_end", state, batch)
+                yield run.tell("train", "step_start", state, batch)
+                state = unit.hooks("step_end", run.step(unit, state, batch))
+                yield run.tell("train", "step_end", state, batch)
                 state = state.replace(output=None)
                 if due is not None and due.after_step(state):
                     state = yield from due.evaluate(state)
                 yield run.done("step_done", state, batch)
                 run.ask()
         state = unit.close_epoch(state)
-        yield Event("train", "epoch_end", state)
+        yield run.tell("train", "epoch_end", state)
         if due is not None and due.after_epoch(state):
             state = yield from due.evaluate(state)
         yield run.done("epoch_done", state)
         run.ask()
     state = unit.hooks("end", state)
-    yield Event("train", "end", state.replace(stop=None), reason=limits.reached(state))
+    yield run.tell("train", "end", state.replace(stop=None), reason=limits.reached(state))
 
 
 def evaluating(
@@ -241,27 +264,27 @@ def evaluating(
     phase: Phase = unit.phase
     wanted = state.stop
     state = unit.hooks("start", state.replace(stop=None))
-    yield Event(phase, "start", state)
+    yield run.tell(phase, "start", state)
     with closing(data.epoch(state)) as batches:
         if not state.progress.of(phase).is_open:
             state = unit.open_epoch(state)
-            yield Event(phase, "epoch_start", state)
+            yield run.tell(phase, "epoch_start", state)
         while state.stop is None and state.progress.of(phase).steps_in_epoch < max_steps:
             batch = next(batches, _NO_BATCH)
             if batch is _NO_BATCH:
                 break
-            yield Event(phase, "fetched", state, batch)
+            yield run.tell(phase, "fetched", state, batch)
             state = unit.hooks("step_start", state)
-            yield Event(phase, "step_start", state, batch)
+            yield run.tell(phase, "step_start", state, batch)
             state = unit.hooks("step_end", unit.step(state, batch))
-            yield Event(phase, "step_end", state, batch)
+            yield run.tell(phase, "step_end", state, batch)
             state = state.replace(output=None)
             if run.abandons:
                 run.ask()
     state = unit.close_epoch(state)
-    yield Event(phase, "epoch_end", state)
+    yield run.tell(phase, "epoch_end", state)
     state = unit.hooks("end", state)
-    yield Event(phase, "end", state.replace(stop=wanted), reason=state.stop or "the epoch is over")
+    yield run.tell(phase, "end", state.replace(stop=wanted), reason=state.stop or "the epoch is over")
     return state if wanted is None else state.replace(stop=wanted)
 
 

@@ -15,21 +15,24 @@ Example:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 
 from tnt_func import rng
 from tnt_func.data.cursors import BLANK, Cursor, check_resume
+from tnt_func.donation import donates, take
 from tnt_func.errors import UsageError
 from tnt_func.events import Event, Observer, fold
 from tnt_func.loop import Due, Limits, Run, evaluating, limit, training
-from tnt_func.state import State
+from tnt_func.state import State, keep
+from tnt_func.transforms.donating import donate as donated
 from tnt_func.transitions import Transitions, expects, prepare
 from tnt_func.types import Limit, Output, typed
 from tnt_func.unit import RESERVED, Callback, EvalUnit, FitUnit, PredictUnit, TrainUnit, attach
 
 Pause = Callable[[], bool]
+Donation: TypeAlias = bool | Literal["given", "debug"]
 
 
 @expects(TrainUnit)
@@ -45,6 +48,7 @@ def train_events(
     callbacks: Sequence[Callback] = (),
     pause_when: Pause | None = None,
     allow_inexact_resume: bool = False,
+    donate: Donation = False,
 ) -> Iterator[Event]:
     """The events of `train`, lazily: the run goes as far as it is iterated, and may be dropped at any event.
 
@@ -56,7 +60,7 @@ def train_events(
         ['start', 'epoch_start', 'fetched', 'step_start', 'step_end', 'step_done', 'epoch_end', 'epoch_done', 'end']
     """
     limits = Limits.of(max_epochs, max_steps, max_steps_per_epoch)
-    return _training(False, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume)
+    return _training(False, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume, donate)
 
 
 @expects(TrainUnit)
@@ -73,6 +77,7 @@ def train(
     observers: Sequence[Observer] = (),
     pause_when: Pause | None = None,
     allow_inexact_resume: bool = False,
+    donate: Donation = False,
 ) -> State:
     """Train: fold the unit over the data, epoch after epoch.
 
@@ -87,6 +92,10 @@ def train(
         observers: called with every event in this order; they watch, and are closed at the end.
         pause_when: asked after every step and epoch; True pauses: the epoch stays open, the returned state resumes.
         allow_inexact_resume: continue even on a loader that cannot be brought to the exact position.
+        donate: whether steps write over the states before them: the same bits in less memory and time, see
+            `tnt.donate`. True copies `state` first; "given" consumes it too; "debug" is True, and every tensor of a
+            consumed state raises an error where it is used. Observers that hold on to a state keep a copy of it,
+            `tnt.keep`. A run that fails within a step has no state to go on from: resume from a checkpoint.
 
     Returns:
         The state of the last event.
@@ -104,7 +113,7 @@ def train(
     """
     limits = Limits.of(max_epochs, max_steps, max_steps_per_epoch)
     with rng.preserved():
-        events = _training(True, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume)
+        events = _training(True, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume, donate)
         return fold(events, observers)
 
 
@@ -125,6 +134,7 @@ def fit_events(
     callbacks: Sequence[Callback] = (),
     pause_when: Pause | None = None,
     allow_inexact_resume: bool = False,
+    donate: Donation = False,
 ) -> Iterator[Event]:
     """The events of `fit`, lazily, those of its evaluations among them.
 
@@ -137,7 +147,7 @@ def fit_events(
     """
     limits = Limits.of(max_epochs, max_steps, max_train_steps_per_epoch, "max_train_steps_per_epoch")
     every = (max_eval_steps_per_epoch, evaluate_every_n_epochs, evaluate_every_n_steps)
-    rest = (callbacks, pause_when, allow_inexact_resume, eval_data, every)
+    rest = (callbacks, pause_when, allow_inexact_resume, donate, eval_data, every)
     return _training(False, unit, state, train_data, limits, *rest)
 
 
@@ -159,19 +169,21 @@ def fit(
     observers: Sequence[Observer] = (),
     pause_when: Pause | None = None,
     allow_inexact_resume: bool = False,
+    donate: Donation = False,
 ) -> State:
     """Train, and evaluate whenever it is due: after every epoch, if nothing else is said.
 
     Args:
         unit: a train and an eval unit.
-        state, max_epochs, max_steps, callbacks, observers, allow_inexact_resume: as in `train`.
+        state, max_epochs, max_steps, callbacks, observers, allow_inexact_resume, donate: as in `train`.
         train_data, eval_data: as in `train`.
         max_train_steps_per_epoch, max_eval_steps_per_epoch: steps after which a train or eval epoch is closed.
         evaluate_every_n_epochs: after every n-th epoch of the lifetime; 0 is never; None is 1 where no step cadence is
             given, else never.
         evaluate_every_n_steps: after every n-th step of the lifetime; 0 and None are never.
         pause_when: as in `train`; asked after evaluation steps too, where it abandons the evaluation and the step it
-            followed, which are done again on resume. Where data is an iterator, evaluations are finished first.
+            followed, which are done again on resume. Where data is an iterator, or states are donated, evaluations
+            are finished first.
 
     Returns:
         The state of the last event.
@@ -188,7 +200,7 @@ def fit(
     """
     limits = Limits.of(max_epochs, max_steps, max_train_steps_per_epoch, "max_train_steps_per_epoch")
     every = (max_eval_steps_per_epoch, evaluate_every_n_epochs, evaluate_every_n_steps)
-    rest = (callbacks, pause_when, allow_inexact_resume, eval_data, every)
+    rest = (callbacks, pause_when, allow_inexact_resume, donate, eval_data, every)
     with rng.preserved():
         return fold(_training(True, unit, state, train_data, limits, *rest), observers)
 
@@ -312,15 +324,24 @@ def _training(
     callbacks: Sequence[Callback],
     pause_when: Pause | None,
     allow_inexact_resume: bool,
+    donate: Donation,
     eval_data: Any = None,
     every: tuple[Limit, int | None, int | None] | None = None,
 ) -> Iterator[Event]:
     _check_surroundings()
     unit = attach(unit, *callbacks)
+    if donate:
+        unit = donated(cast(Any, unit), debug=donate == "debug")
+    donating = donates((unit.train_unit if isinstance(unit, FitUnit) else unit).train_step)
     # An iterator does not give the batches again that a pause inside an evaluation takes back.
-    run = Run(
-        prepare(unit, state), pause_when, abandons=not any(isinstance(read, Iterator) for read in (data, eval_data))
-    )
+    abandons = not any(isinstance(read, Iterator) for read in (data, eval_data))
+    first = prepare(unit, state)
+    if donating and donate == "given":
+        take(state)
+    elif donating:
+        first = keep(first)
+    del state
+    run = Run(first, pause_when, abandons=abandons, donates=donating)
     cursor = Cursor(data, "train", kept)
     if not allow_inexact_resume:
         check_resume(data, run.last.memory[RESERVED], run.last.progress.train, "train")

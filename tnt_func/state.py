@@ -20,18 +20,20 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
 from tnt_func import pytree as trees
-from tnt_func.errors import UsageError
+from tnt_func.errors import ConsumedError, UsageError
 from tnt_func.progress import RunProgress
 from tnt_func.pytree import pytree
 from tnt_func.rng import Key, key
 from tnt_func.types import PyTree
 
-__all__ = ["State", "digest", "key"]
+__all__ = ["State", "digest", "keep", "key"]
+
+T = TypeVar("T")
 
 
 @pytree(static=("key", "progress", "stop"))
@@ -104,8 +106,21 @@ class State:
         """
         return self if self.stop is not None else self.replace(stop=reason)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Comes to what is not there: a field that a donating step has taken, or no field at all."""
+            if name not in FIELDS:
+                raise AttributeError(f"a State has no {name!r}; it has {sorted(FIELDS)}.")
+            raise ConsumedError(
+                f"state.{name} was read after a donating step had consumed the state; its tensors are those of a later "
+                "state now. Read the state that the step returned, or keep a copy before: kept = tnt.keep(state)."
+            )
+
     def __repr__(self) -> str:
         """At most eight lines: sizes, counters, the first leaves of every part; no value of a tensor."""
+        if "params" not in self.__dict__:
+            return f"State(consumed, key={self.key}, train={self.progress.train})"
         counters = [f"{phase}={p}" for phase, p in self.progress._asdict().items() if phase == "train" or any(p)]
         stop = [] if self.stop is None else [f"stop={self.stop!r}"]
         found = _digest_of_few(self, CHEAP)
@@ -117,6 +132,8 @@ class State:
         """A table for notebooks: the same, the metrics' values, and a list of leaves to open."""
         from html import escape
 
+        if "params" not in self.__dict__:
+            return escape(repr(self))
         digest_of_it = _digest_of_few(self, 256 * CHEAP) or "tnt.digest(state) computes it"
         rows = [("key", self.key), *self.progress._asdict().items(), ("stop", self.stop), ("digest", digest_of_it)]
         rows += [
@@ -141,6 +158,29 @@ WIDTH = 60
 """Characters that one of them gets."""
 CHEAP = 1 << 20
 """Bytes on the CPU of which a repr computes the digest, in a millisecond; a notebook of 256 times as many."""
+
+
+def keep(state: T) -> T:
+    """A copy that no later step consumes: every tensor in memory of its own.
+
+    What watches a run that donates (`tnt.donate`) and holds on to a state keeps a copy of it. Tensors that share memory
+    do not in the copy.
+
+    Args:
+        state: a State, or any tree.
+
+    Example:
+        >>> state = State(params={"w": torch.ones(2)}, key=key(0))
+        >>> kept = keep(state)
+        >>> _ = state.params["w"].zero_()
+        >>> kept.params["w"]
+        tensor([1., 1.])
+    """
+    return cast(T, trees.map(_cloned, state))
+
+
+def _cloned(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def digest(state: PyTree) -> str:

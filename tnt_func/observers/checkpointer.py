@@ -25,7 +25,7 @@ from tnt_func.checkpoint.restoring import inspect
 from tnt_func.checkpoint.saving import make_ready, numbers, remove
 from tnt_func.errors import CheckpointError, UsageError
 from tnt_func.events import Event
-from tnt_func.state import State
+from tnt_func.state import State, keep
 from tnt_func.types import Mode, Phase, typed
 
 
@@ -58,8 +58,9 @@ def checkpointer(
         keep: so many of the latest; None is all.
         keep_best: so many more, the best by `metric`; NaN is never good. Needs `keep`.
         metric, mode, phase: as in `checkpoint.best`. The metrics of an evaluation count for the state it evaluated.
-        asynchronous: training goes on while a thread writes. States are immutable, so nothing is copied for it; one
-            save is under way at most, and the next waits for it. Its error comes out at the next event, or at the end.
+        asynchronous: training goes on while a thread writes. States are immutable, so nothing is copied for it but in
+            a run that donates; one save is under way at most, and the next waits for it. Its error comes out at the
+            next event, or at the end.
 
     Raises:
         UsageError: the arguments contradict each other.
@@ -144,7 +145,7 @@ class Checkpointer:
         elif event.point in ("step_done", "epoch_done"):
             self._state, self._judged = event.state, self._evaluated
             if self._due(event):
-                self._save(event.state, wait=not self._asynchronous)
+                self._save(event.state, wait=not self._asynchronous, donated=event.donated)
         elif event.point == "end" and self._state is not None:
             self._save(self._state, wait=not self._asynchronous)
         elif event.point in ("paused", "failed"):
@@ -152,7 +153,11 @@ class Checkpointer:
 
     def _end_early(self, event: Event) -> None:
         if event.state is None and event.error is not None:
-            event.error.add_note(f"The last checkpoint is {self.last}.")
+            # The step had already consumed it. What is being written was copied before.
+            try:
+                self._finish()
+            finally:
+                event.error.add_note(f"The last checkpoint is {self.last}.")
             return
         if self._others is None:
             return
@@ -199,7 +204,7 @@ class Checkpointer:
             or (every.evaluation and self._evaluation_due)
         )
 
-    def _save(self, state: State, *, wait: bool) -> None:
+    def _save(self, state: State, *, wait: bool, donated: bool = False) -> None:
         self._finish()
         if state is self._saved:
             return
@@ -209,7 +214,8 @@ class Checkpointer:
             self._write(state, metrics)
         else:
             self._writer = self._writer or ThreadPoolExecutor(1, "checkpointer")
-            self._pending = self._writer.submit(self._write, state, metrics)
+            # The next step may write over what the thread reads.
+            self._pending = self._writer.submit(self._write, keep(state) if donated else state, metrics)
         self._saved = state
 
     def _finish(self) -> None:

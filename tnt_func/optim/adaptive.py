@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from tnt_func.optim.base import Optimizer
-from tnt_func.optim.layout import cloned, laid_out
 from tnt_func.optim.leafwise import (
     Numbers,
     Rule,
@@ -137,10 +136,7 @@ def _adam(
         top = tuple(torch.maximum(old, v) for old in top)
         return p - n["size"] * m / ((top[0] if top else v).sqrt() / n["root"] + n["eps"]), m, v, *top
 
-    def leaves(n: Numbers, p: Any, g: Any, *slots: Any) -> tuple[Any, ...]:
-        # The kernel writes, and reads every tensor in the order of the parameter's memory.
-        g, *old = (laid_out(column, p) for column in (g, *slots))
-        p, m, v, *top = cloned(p, *old)
+    def leaves(n: Numbers, p: Any, g: Any, m: Any, v: Any, *top: Any) -> None:
         t = torch.full((), n["t"], dtype=torch.float32, device=p[0].device)
         update = kernels._fused_adamw_ if decoupled else kernels._fused_adam_
         update(
@@ -158,7 +154,6 @@ def _adam(
             amsgrad=amsgrad,
             maximize=maximize,
         )
-        return p, m, v, *top
 
     slots = ["exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * amsgrad]
     return leafwise(
@@ -216,18 +211,20 @@ def rmsprop(
         b = n["momentum"] * more[-1] + g / below
         return p - n["lr"] * b, v, *average, b
 
-    def leaves(n: Numbers, p: Any, g: Any, v: Any, *more: Any) -> tuple[Any, ...]:
+    def leaves(n: Numbers, p: Any, g: Any, v: Any, *more: Any) -> None:
         g = decayed_all(kernels._foreach_neg(g) if maximize else g, p, n)
-        v = kernels._foreach_mul(v, n["alpha"])
+        kernels._foreach_mul_(v, n["alpha"])
         kernels._foreach_addcmul_(v, g, g, 1 - n["alpha"])
-        average = [kernels._foreach_lerp(more[0], g, 1 - n["alpha"])] if centered else []
-        below = kernels._foreach_sqrt(kernels._foreach_addcmul(v, average[0], average[0], -1) if centered else v)
+        if centered:
+            kernels._foreach_lerp_(more[0], g, 1 - n["alpha"])
+        below = kernels._foreach_sqrt(kernels._foreach_addcmul(v, more[0], more[0], -1) if centered else v)
         kernels._foreach_add_(below, n["eps"])
         if not momentum:
-            return kernels._foreach_addcdiv(p, g, below, -n["lr"]), v, *average
-        b = kernels._foreach_mul(more[-1], n["momentum"])
-        kernels._foreach_addcdiv_(b, g, below)
-        return kernels._foreach_add(p, b, alpha=-n["lr"]), v, *average, b
+            kernels._foreach_addcdiv_(p, g, below, -n["lr"])
+            return
+        kernels._foreach_mul_(more[-1], n["momentum"])
+        kernels._foreach_addcdiv_(more[-1], g, below)
+        kernels._foreach_add_(p, more[-1], alpha=-n["lr"])
 
     slots = ["square_avg", *["grad_avg"] * centered, *["momentum_buffer"] * bool(momentum)]
     inertia = {"momentum": momentum} if momentum else {}
@@ -281,12 +278,12 @@ def adagrad(
         s = s + g * g
         return p - n["size"] * g / (s.sqrt() + n["eps"]), s
 
-    def leaves(n: Numbers, p: Any, g: Any, s: Any) -> tuple[Any, ...]:
+    def leaves(n: Numbers, p: Any, g: Any, s: Any) -> None:
         g = decayed_all(kernels._foreach_neg(g) if maximize else g, p, n)
-        total = kernels._foreach_addcmul(s, g, g)
-        below = kernels._foreach_sqrt(total)
+        kernels._foreach_addcmul_(s, g, g)
+        below = kernels._foreach_sqrt(s)
         kernels._foreach_add_(below, n["eps"])
-        return kernels._foreach_addcdiv(p, g, below, -n["size"]), total
+        kernels._foreach_addcdiv_(p, g, below, -n["size"])
 
     def first(p: Tensor) -> Tensor:
         both = complex(initial_accumulator_value, initial_accumulator_value)

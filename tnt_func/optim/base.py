@@ -25,10 +25,13 @@ from torch import Tensor
 
 from tnt_func import treemath
 from tnt_func.errors import UsageError
-from tnt_func.optim.layout import Predicate, check_grads, first_claim, is_traced, layout
+from tnt_func.optim.layout import Layout, Predicate, check_grads, first_claim, is_traced, layout, unless_same
 from tnt_func.optim.state import set_hyperparameters
 from tnt_func.pytree import pytree
 from tnt_func.types import PyTree, typed
+
+Update: TypeAlias = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+"""`(grads, state, params) -> (new, state)`, where what is new are parameters, or gradients."""
 
 
 def untouched(opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
@@ -51,6 +54,8 @@ class Optimizer:
             for what has no gradient.
         flush: `(opt_state, params) -> (params, opt_state)`; applies gradients that are held back.
         links: the parts of a chain.
+        consume: an update that may write over the `opt_state` and `params` that it is given, and gives the same bits;
+            None where there is no other than `update`.
 
     Example:
         >>> def update(grads, opt_state, params): return params - 0.5 * grads, opt_state
@@ -59,9 +64,10 @@ class Optimizer:
     """
 
     init: Callable[[PyTree], PyTree]
-    update: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+    update: Update
     flush: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] = untouched
     links: "tuple[Link, ...] | None" = field(default=None, repr=False)
+    consume: Update | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class GradientTransform:
         init: `params -> state`.
         update: `(grads, state, params) -> (grads, state)`; what is None stays None.
         links: the parts of a chain.
+        consume: an update that may write over the `state` that it is given, not over the gradients; None where there is
+            no other than `update`.
 
     Example:
         >>> def update(grads, state, params): return -grads, state
@@ -80,8 +88,9 @@ class GradientTransform:
     """
 
     init: Callable[[PyTree], PyTree]
-    update: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+    update: Update
     links: "tuple[Link, ...] | None" = field(default=None, repr=False)
+    consume: Update | None = field(default=None, repr=False)
 
 
 Link: TypeAlias = GradientTransform | Optimizer
@@ -137,14 +146,31 @@ def chain(*links: Link) -> Any:
             grads, states[place] = link.update(grads, states[place], params)
         return grads, tuple(states)
 
+    def consume(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        states = [*state]
+        for place, link in enumerate(flat):
+            grads, states[place] = consuming(link)(grads, states[place], params)
+        return grads, unless_same(state, tuple(states))
+
     def last_flush(state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         params, last = flat[-1].flush(state[-1], params)  # pyright: ignore
         return params, (*state[:-1], last)
 
     # The last link's update gives parameters where the others give gradients: an optimizer's chain is the same fold.
     if flat and isinstance(flat[-1], Optimizer):
-        return Optimizer(init, transform, last_flush, links=flat)
-    return GradientTransform(init, transform, links=flat)
+        return Optimizer(init, transform, last_flush, links=flat, consume=consume)
+    return GradientTransform(init, transform, links=flat, consume=consume)
+
+
+def consuming(link: Link) -> Update:
+    """The update that writes over what it is given, where a link has one.
+
+    Example:
+        >>> def update(grads, opt_state, params): return params - 0.5 * grads, opt_state
+        >>> consuming(Optimizer(init=lambda params: (), update=update)) is update
+        True
+    """
+    return link.update if link.consume is None else link.consume
 
 
 def flush(optimizer: Optimizer, opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
@@ -212,22 +238,31 @@ def grouped(optimizer: Optimizer, groups: Sequence[tuple[Predicate, Optimizer | 
             for n in range(len(optimizers))
         ]
 
-    def whole(here: Any, results: list[tuple[PyTree, PyTree]]) -> tuple[PyTree, PyTree]:
+    def whole(here: Any, results: list[tuple[PyTree, PyTree]]) -> tuple[list[Any], tuple[PyTree, ...]]:
         new = [here.take(mine, "params") for mine, _ in results]
-        leaves = [new[owner][place] for place, owner in enumerate(group_of(here))]
-        return here.give(leaves), tuple(state for _, state in results)
+        return [new[owner][n] for n, owner in enumerate(group_of(here))], tuple(state for _, state in results)
+
+    def run(here: Layout, updates: list[Update], grads: PyTree, states: PyTree) -> Any:
+        mine = zip(updates, parts(here, here.take(grads, "grads")), states, parts(here, here.leaves), strict=True)
+        return whole(here, [update(grads, state, params) for update, grads, state, params in mine])
 
     def update(grads: PyTree, states: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         here = layout(params)
-        mine = zip(optimizers, parts(here, here.take(grads, "grads")), states, parts(here, here.leaves), strict=True)
-        return whole(here, [one.update(grads, state, params) for one, grads, state, params in mine])
+        leaves, new = run(here, [one.update for one in optimizers], grads, states)
+        return here.give(leaves), new
+
+    def consume(grads: PyTree, states: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        here = layout(params)
+        leaves, new = run(here, [*map(consuming, optimizers)], grads, states)
+        return here.give(leaves, params), unless_same(states, new)
 
     def flush_all(states: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         here = layout(params)
         mine = zip(optimizers, states, parts(here, here.leaves), strict=True)
-        return whole(here, [one.flush(state, params) for one, state, params in mine])
+        leaves, new = whole(here, [one.flush(state, params) for one, state, params in mine])
+        return here.give(leaves), new
 
-    return Optimizer(init, update, flush_all)
+    return Optimizer(init, update, flush_all, consume=consume)
 
 
 @pytree
@@ -293,12 +328,11 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
     def init(params: PyTree) -> Accumulated:
         return empty(params, optimizer.init(params))
 
-    def apply(state: Accumulated, params: PyTree, seen: list[bool]) -> tuple[PyTree, PyTree]:
+    def apply(state: Accumulated, params: PyTree, seen: list[bool], update: Update) -> tuple[PyTree, PyTree]:
         here = layout(params)
         sums = zip(here.leaves, here.take(state.total, "opt_state.total"), seen, strict=True)
         mean = [(total / state.count.to(x.device)).to(x.dtype) if had else None for x, total, had in sums]
-        params, inner = optimizer.update(here.give(mean), state.inner, params)
-        return params, empty(params, inner)
+        return update(here.give(mean), state.inner, params)
 
     def update(grads: PyTree, state: Accumulated, params: PyTree) -> tuple[PyTree, PyTree]:
         here = layout(params)
@@ -308,9 +342,30 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
         sums = zip(here.take(state.total, "opt_state.total"), new, strict=True)
         total = here.give([old if grad is None else old + grad for old, grad in sums])
         grown = Accumulated(state.inner, total, state.seen | torch.tensor(had, dtype=torch.bool), state.count + 1)
-        if not is_traced([grown.count]):
-            return apply(grown, params, grown.seen.tolist()) if grown.count.item() >= every else (params, grown)
-        return treemath.where(grown.count >= every, apply(grown, params, had), (params, grown))
+        traced = is_traced([grown.count])
+        if not traced and grown.count.item() < every:
+            return params, grown
+        applied, inner = apply(grown, params, had if traced else grown.seen.tolist(), optimizer.update)
+        due = applied, empty(applied, inner)
+        return treemath.where(grown.count >= every, due, (params, grown)) if traced else due
+
+    def consume(grads: PyTree, state: Accumulated, params: PyTree) -> tuple[PyTree, PyTree]:
+        if is_traced([state.count]):
+            return update(grads, state, params)
+        here = layout(params)
+        new, total = here.take(grads, "grads"), here.take(state.total, "opt_state.total")
+        check_grads(here, new, sparse=True)
+        for old, grad in zip(total, new, strict=True):
+            if grad is not None:
+                old.add_(grad)
+        state.seen.logical_or_(torch.tensor([grad is not None for grad in new], dtype=torch.bool))
+        if state.count.add_(1).item() < every:
+            return params, state
+        params, inner = apply(state, params, state.seen.tolist(), consuming(optimizer))
+        for held in (*total, state.seen, state.count):
+            if held is not None:
+                held.zero_()
+        return params, state if inner is state.inner else replace(state, inner=inner)
 
     def apply_open(state: Accumulated, params: PyTree) -> tuple[PyTree, PyTree]:
         if is_traced([state.count]):
@@ -318,11 +373,13 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
                 "flush was given a traced state; whether a window is open is a value, so it runs eagerly. Call it from "
                 "a hook outside of the compiled or vmapped step."
             )
-        params, state = apply(state, params, state.seen.tolist()) if state.count.item() else (params, state)
+        if state.count.item():
+            params, inner = apply(state, params, state.seen.tolist(), optimizer.update)
+            state = empty(params, inner)
         params, inner = optimizer.flush(state.inner, params)
         return params, replace(state, inner=inner)
 
-    return Optimizer(init, update, apply_open)
+    return Optimizer(init, update, apply_open, consume=consume)
 
 
 def _sum_dtype(tensor: Tensor) -> torch.dtype:

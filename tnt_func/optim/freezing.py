@@ -13,8 +13,8 @@ Example:
 from collections.abc import Callable
 
 from tnt_func import treemath
-from tnt_func.optim.base import Optimizer
-from tnt_func.optim.layout import is_traced
+from tnt_func.optim.base import Optimizer, consuming
+from tnt_func.optim.layout import is_traced, unless_same
 from tnt_func.optim.state import Settings
 from tnt_func.types import PyTree, typed
 
@@ -47,22 +47,28 @@ def frozen(optimizer: Optimizer) -> Optimizer:
         return gate.init({}), optimizer.init(params)
 
     def unless_frozen(
-        state: PyTree, params: PyTree, act: Callable[[PyTree], tuple[PyTree, PyTree]]
+        state: PyTree, params: PyTree, act: Callable[[PyTree, bool], tuple[PyTree, PyTree]]
     ) -> tuple[PyTree, PyTree]:
         held, inner = state
         closed = held.hyperparameters["frozen"]
         traced = is_traced([closed])
         if not traced and closed.item():
             return params, state
-        new, inner = act(inner)
+        new, inner = act(inner, traced)
         if not traced:
-            return new, (held, inner)
+            return new, unless_same(state, (held, inner))
         return treemath.where(closed != 0, (params, state), (new, (held, inner)))
 
     def update(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
-        return unless_frozen(state, params, lambda inner: optimizer.update(grads, inner, params))
+        return unless_frozen(state, params, lambda inner, traced: optimizer.update(grads, inner, params))
+
+    def consume(grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        def act(inner: PyTree, traced: bool) -> tuple[PyTree, PyTree]:
+            return (optimizer.update if traced else consuming(optimizer))(grads, inner, params)
+
+        return unless_frozen(state, params, act)
 
     def flush(state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
-        return unless_frozen(state, params, lambda inner: optimizer.flush(inner, params))
+        return unless_frozen(state, params, lambda inner, traced: optimizer.flush(inner, params))
 
-    return Optimizer(init, update, flush)
+    return Optimizer(init, update, flush, consume=consume)

@@ -39,6 +39,7 @@ from tnt_func.optim.layout import (
     laid_out,
     layout,
     paths,
+    unless_same,
 )
 from tnt_func.optim.state import OptState, Settings, as_leaf
 from tnt_func.types import PyTree, typed
@@ -120,7 +121,7 @@ def from_torch(
         ],
         kernel=KERNELS.get(cls),
     )
-    return Optimizer(adapter.init, adapter.update)
+    return Optimizer(adapter.init, adapter.update, consume=adapter.consume)
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,12 @@ class _Adapter:
         return states[0] if len(states) == 1 else tuple(states)
 
     def update(self, grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        return self._update(grads, state, params, consumes=False)
+
+    def consume(self, grads: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        return self._update(grads, state, params, consumes=True)
+
+    def _update(self, grads: PyTree, state: PyTree, params: PyTree, *, consumes: bool) -> tuple[PyTree, PyTree]:
         if is_traced([]):
             raise UsageError(
                 "an optimizer of from_torch was called inside torch.compile or torch.func; it runs eagerly. Write a "
@@ -180,19 +187,25 @@ class _Adapter:
             values=[settings.now(one, traced=False) for settings, one in zip(self.settings, states, strict=True)],
             columns=[{k: here.take(tree, k) for k, tree in one.slots.items() if k != "started"} for one in states],
             started=[one.slots["started"].tolist() for one in states],
+            consumes=consumes,
         )
         check_grads(here, lists.grads, sparse=self.kernel is not _adam)
         changes = self.by_step(lists) if self.kernel is None else self.by_kernel(lists, self.kernel)
         for n, settings in enumerate(self.settings):
-            slots = {name: here.give(column) for name, column in lists.columns[n].items()}
-            started = torch.tensor(lists.started[n], dtype=torch.bool)
-            after = settings.after(states[n], lists.values[n], {"started": started, **slots})
+            was = states[n].slots
+            slots = {k: here.give(column, was[k] if consumes else None) for k, column in lists.columns[n].items()}
+            if consumes and lists.started[n] == was["started"].tolist() and all(slots[k] is was[k] for k in slots):
+                after = settings.move(states[n], lists.values[n])
+            else:
+                started = torch.tensor(lists.started[n], dtype=torch.bool)
+                after = settings.after(states[n], lists.values[n], {"started": started, **slots})
             states[n] = replace(after, hyperparameters={**after.hyperparameters, **changes[n]}) if changes[n] else after
-        return here.give(lists.leaves), states[0] if len(states) == 1 else tuple(states)
+        new = here.give(lists.leaves, params if consumes else None)
+        return new, states[0] if isinstance(state, OptState) else unless_same(state, tuple(states))
 
     def by_step(self, lists: "_Lists") -> list[dict[str, Any]]:
         """Put new values into the lists, by a step of a fresh optimizer; the numbers that it changed in each group."""
-        copies = copies_of(lists.leaves)
+        copies = copies_of(lists.leaves, own=not lists.consumes)
         optimizer = self.make(copies, lists.owners)
         given = [
             {name: like_given(x, template[name]) for name, x in now.items()}
@@ -203,7 +216,7 @@ class _Adapter:
         members = [(place, lists.owners[place]) for place, grad in enumerate(lists.grads) if grad is not None]
         for place, owner in members:
             if lists.started[owner][place]:
-                optimizer.state[copies[place]] = thawed(lists.memory(owner, place))
+                optimizer.state[copies[place]] = thawed(lists.memory(owner, place), own=not lists.consumes)
         step(optimizer, copies, lists.grads)
         for place, owner in members:
             known, memory = lists.memory(owner, place), optimizer.state.get(copies[place], {})
@@ -225,7 +238,8 @@ class _Adapter:
                 continue
             with torch.no_grad():
                 held = [lists.leaves, *lists.columns[n].values()]
-                p, *remembered = cloned(*([column[place] for place in places] for column in held))
+                given = [[column[place] for place in places] for column in held]
+                p, *remembered = given if lists.consumes else cloned(*given)
                 mine = dict(zip(lists.columns[n], remembered, strict=True))
                 g = [lists.grads[place] for place in places]
                 g = g if any(x.is_sparse for x in g) else laid_out(g, p)
@@ -237,7 +251,10 @@ class _Adapter:
 
 @dataclass(frozen=True)
 class _Lists:
-    """The trees of an update taken apart, in copies of its own: by parameter, or by group and then parameter."""
+    """The trees of an update taken apart, in lists of its own: by parameter, or by group and then parameter.
+
+    Whether it consumes says that the tensors in them may be written to.
+    """
 
     leaves: list[Any]
     grads: list[Any]
@@ -245,6 +262,7 @@ class _Lists:
     values: list[dict[str, Any]]
     columns: list[Columns]
     started: list[list[bool]]
+    consumes: bool
 
     def memory(self, group: int, place: int) -> dict[str, Any]:
         return {name: column[place] for name, column in self.columns[group].items() if column[place] is not None}

@@ -47,15 +47,15 @@ def frozen(value: Any, where: str) -> Any:
     )
 
 
-def thawed(value: Any) -> Any:
-    """What was frozen, in copies that may be written to."""
+def thawed(value: Any, *, own: bool = True) -> Any:
+    """What was frozen, to be written to: in copies, or where it is."""
     if isinstance(value, Tensor):
-        return value.clone()
+        return value.clone() if own else value
     if isinstance(value, PlainNumber):
         return value.value.item()
     if isinstance(value, dict):
-        return {key: thawed(inner) for key, inner in value.items()}
-    return None if value == () else type(value)(map(thawed, value))
+        return {key: thawed(inner, own=own) for key, inner in value.items()}
+    return None if value == () else type(value)(thawed(inner, own=own) for inner in value)
 
 
 def numbers_of(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,9 +80,9 @@ def like_given(value: Any, given: Any) -> Any:
     return int(value) if isinstance(given, int) and float(value).is_integer() else value
 
 
-def copies_of(leaves: list[Any]) -> list[Any]:
-    """Parameters that an optimizer may write to."""
-    copies = [leaf if leaf is None else leaf.detach().clone() for leaf in leaves]
+def copies_of(leaves: list[Any], *, own: bool = True) -> list[Any]:
+    """Parameters that an optimizer may write to: copies, or the same memory."""
+    copies = [leaf if leaf is None else leaf.detach().clone() if own else leaf.detach() for leaf in leaves]
     return [x.requires_grad_() if x is not None and (x.is_floating_point() or x.is_complex()) else x for x in copies]
 
 

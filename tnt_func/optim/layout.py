@@ -23,8 +23,11 @@ Predicate: TypeAlias = Callable[[str], bool]
 
 PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
 PLAIN = {*PLAIN_TENSORS, type(None)}
-_kind = operator.attrgetter("shape", "dtype", "device", "layout")
+kind = operator.attrgetter("shape", "dtype", "device", "layout")
+"""What a gradient has in common with its parameter."""
 _level: Callable[[], int | None] = torch._C._functorch.maybe_current_level  # pyright: ignore
+_mode: Callable[[object], object] = torch._C._get_dispatch_mode  # pyright: ignore
+_TRACES: object = torch._C._TorchDispatchModeKey.PROXY  # pyright: ignore
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ class Layout:
         except KeyError as error:
             raise _other_layout(self, tree, name) from error
 
-    def give(self, leaves: list[Any]) -> PyTree:
-        """The tree of this layout with other leaves."""
+    def give(self, leaves: list[Any], was: PyTree = None) -> PyTree:
+        """The tree of this layout with other leaves; `was`, a tree of it, itself where those are its own."""
+        if was is not None and all(map(operator.is_, leaves, self.take(was, "params"))):
+            return was
         if type(self.structure) is tuple:
             return dict(zip(self.structure, leaves, strict=True))
         return trees.unflatten(leaves, self.structure)
@@ -88,6 +93,17 @@ def layout(params: PyTree) -> Layout:
     return Layout(leaves, structure)
 
 
+def unless_same(old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The old tuple itself where the new one has the same entries.
+
+    Example:
+        >>> old = ([], 1)
+        >>> unless_same(old, (old[0], 1)) is old
+        True
+    """
+    return old if all(map(operator.is_, old, new)) else new
+
+
 def paths(here: Layout) -> list[str]:
     """The path of every leaf, in order, as `pytree.paths` spells it.
 
@@ -111,7 +127,7 @@ def check_grads(here: Layout, grads: list[Any], *, sparse: bool = False) -> None
     """
     # Dynamo traces no attrgetter, and pays for no loop.
     plain = not torch.compiler.is_compiling() and PLAIN_TENSORS.issuperset(map(type, (*here.leaves, *grads)))
-    if plain and list(map(_kind, here.leaves)) == list(map(_kind, grads)):
+    if plain and list(map(kind, here.leaves)) == list(map(kind, grads)):
         return
     for place, (leaf, grad) in enumerate(zip(here.leaves, grads, strict=True)):
         if grad is None:
@@ -187,13 +203,13 @@ def first_claim(predicates: Sequence[Predicate]) -> ByPath[int]:
 
 
 def is_traced(hyperparameters: Iterable[Any]) -> bool:
-    """Whether values must not be looked at: in `torch.compile` and `torch.func`, or where gradients are to flow back.
+    """Whether values must not be looked at: in a graph being traced, in `torch.func`, or where gradients flow back.
 
     Example:
         >>> is_traced([torch.tensor(0.1)]), is_traced([torch.tensor(0.1, requires_grad=True)])
         (False, True)
     """
-    if torch.compiler.is_compiling() or _level() is not None:
+    if torch.compiler.is_compiling() or _level() is not None or _mode(_TRACES) is not None:
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in hyperparameters if isinstance(x, Tensor))
 

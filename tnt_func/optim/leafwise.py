@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tnt_func.errors import UsageError
 from tnt_func.optim.base import Optimizer
-from tnt_func.optim.layout import PLAIN_TENSORS, Layout, check_grads, layout
+from tnt_func.optim.layout import PLAIN_TENSORS, Layout, check_grads, cloned, is_traced, kind, laid_out, layout
 from tnt_func.optim.state import OptState, Settings
 from tnt_func.types import PyTree
 
@@ -35,7 +35,8 @@ class Rule:
         numbers: `(hyper-parameters, t) -> numbers`, in float64; t is the number of updates of the parameter, this one
             counted, a float or float64 []. Elementwise and without branches.
         leaf: `(numbers, param, grad, *slots) -> (param, *slots)`.
-        leaves: the same for lists of tensors of one dtype and device; may write into nothing that it is given.
+        leaves: `(numbers, params, grads, *slots) -> None`, the same for lists of tensors of one dtype and device, each
+            laid out in memory as its parameter; writes into params and slots, and into nothing else.
         check: raises for parameters that the rule cannot update.
 
     Example:
@@ -49,7 +50,7 @@ class Rule:
     slots: Mapping[str, Callable[[Tensor], Tensor]]
     numbers: Callable[[Mapping[str, Any], Any], Numbers]
     leaf: Callable[..., tuple[Tensor, ...]]
-    leaves: Callable[..., tuple[list[Tensor], ...]] | None = None
+    leaves: Callable[..., None] | None = None
     check: Callable[[Layout], None] = lambda here: None
 
 
@@ -74,6 +75,31 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
         return settings.init({"count": torch.zeros(len(here.leaves), dtype=torch.int64), **firsts})
 
     def update(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
+        plan = _plan_of(state, params)
+        grad = None if plan is None else plan.fitting(grads)
+        if plan is None or grad is None:
+            return at_length(grads, state, params, False)
+        values = settings.now(state, traced=False)
+        columns = cloned(*plan.columns)
+        plan.run(rule, values, grad, columns)
+        params, *slots = map(plan.here.give, columns)
+        count = state.slots["count"] + 1
+        after = settings.after(state, values, {"count": count, **dict(zip(rule.slots, slots, strict=True))})
+        plan.moved(params, columns).keep(after)
+        return params, after
+
+    def consume(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
+        plan = _plan_of(state, params)
+        grad = None if plan is None else plan.fitting(grads)
+        if plan is None or grad is None:
+            return at_length(grads, state, params, True)
+        values = settings.now(state, traced=False)
+        plan.run(rule, values, grad, plan.columns)
+        plan.count += 1
+        state.slots["count"].add_(1)
+        return params, settings.move(state, values)
+
+    def at_length(grads: PyTree, state: OptState, params: PyTree, consumes: bool) -> tuple[PyTree, OptState]:
         here = layout(params)
         grad = here.take(grads, "grads")
         check_grads(here, grad)
@@ -84,21 +110,93 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
         count = state.slots["count"] + (1 if all(there) else torch.tensor(there))
         new = [[*column] for column in old]
         for t, places in _alike(grad, [0] * len(grad) if traced else count.tolist()):
-            numbers = rule.numbers(values, count[places].double() if traced else t)
-            if len(places) == len(grad):
-                new = _apply(rule, numbers, grad, old)
+            of_all = len(places) == len(grad)
+            numbers = rule.numbers(values, (count if of_all else count[places]).double() if traced else t)
+            if of_all:
+                new = _apply(rule, numbers, grad, old, consumes)
                 break
             alike = [[column[place] for place in places] for column in old]
             for column, leaves in zip(
-                new, _apply(rule, numbers, [grad[place] for place in places], alike), strict=True
+                new, _apply(rule, numbers, [grad[place] for place in places], alike, consumes), strict=True
             ):
                 for place, leaf in zip(places, leaves, strict=True):
                     column[place] = leaf
-        params, *slots = map(here.give, new)
+        trees = [params, *(state.slots[name] for name in rule.slots)]
+        params, *slots = map(here.give, new, trees) if consumes else map(here.give, new)
         after = settings.after(state, values, {"count": count, **dict(zip(rule.slots, slots, strict=True))})
+        if not traced and rule.leaves is not None and all(there):
+            _Plan.keep_where_possible(here, params, new, count.tolist(), after)
         return params, after
 
-    return Optimizer(init, update)
+    return Optimizer(init, update, consume=consume)
+
+
+class _Plan:
+    """What is known of a state and its parameters before the gradients are: found once for all steps of a run.
+
+    It is there where one call of the kernel updates all of them, and goes with the state, beside its fields.
+
+    Args:
+        here: the parameters' layout.
+        params: whose they are; others make the plan void.
+        columns: the parameters' leaves, then those of each slot.
+        kinds: of each leaf.
+        count: updates of every parameter so far.
+    """
+
+    __slots__ = ("columns", "count", "here", "kinds", "params")
+
+    def __init__(self, here: Any = None, params: Any = None, columns: Any = (), kinds: Any = (), count: int = 0):
+        self.here, self.params, self.columns, self.kinds, self.count = here, params, columns, kinds, count
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Plan, ()
+
+    @classmethod
+    def keep_where_possible(
+        cls, here: Layout, params: PyTree, columns: list[list[Tensor]], counts: list[int], state: OptState
+    ) -> None:
+        """Keep the plan of a state, if there can be one."""
+        flat = [leaf for column in columns for leaf in column]
+        plain = flat and PLAIN_TENSORS.issuperset(map(type, flat)) and not any(map(_requires_grad, flat))
+        if not plain or not all(map(Tensor.is_contiguous, flat)):
+            return
+        one = {(leaf.dtype, leaf.device) for leaf in flat}
+        dtype, device = next(iter(one))
+        if len({*counts}) == len(one) == 1 and device.type in KERNELS and dtype in (torch.float32, torch.float64):
+            here = Layout(columns[0], here.structure)
+            cls(here, params, columns, [*map(kind, columns[0])], counts[0]).keep(state)
+
+    def keep(self, state: OptState) -> None:
+        """Let it go with a state."""
+        state.__dict__["_plan"] = self
+
+    def moved(self, params: PyTree, columns: list[list[Tensor]]) -> "_Plan":
+        """The plan after an update."""
+        return _Plan(Layout(columns[0], self.here.structure), params, columns, self.kinds, self.count + 1)
+
+    def fitting(self, grads: PyTree) -> list[Tensor] | None:
+        """The gradients' leaves, if they are as the plan has it."""
+        leaves = self.here.take(grads, "grads")
+        fits = (
+            PLAIN_TENSORS.issuperset(map(type, leaves))
+            and [*map(kind, leaves)] == self.kinds
+            and all(map(Tensor.is_contiguous, leaves))
+            and not (torch.is_grad_enabled() and any(map(_requires_grad, leaves)))
+        )
+        return leaves if fits else None
+
+    def run(self, rule: Rule, values: Numbers, grads: list[Tensor], columns: list[list[Tensor]]) -> None:
+        """Update the columns."""
+        assert rule.leaves is not None
+        params, *slots = columns
+        rule.leaves(rule.numbers(values, self.count + 1), params, grads, *slots)
+
+
+def _plan_of(state: OptState, params: PyTree) -> _Plan | None:
+    """The plan that goes with a state, if it is for these parameters and values may be looked at."""
+    plan = state.__dict__.get("_plan")
+    return None if plan is None or plan.params is not params or is_traced(()) else plan
 
 
 def _alike(grads: list[Any], counts: list[int]) -> Iterable[tuple[int, list[int]]]:
@@ -110,8 +208,10 @@ def _alike(grads: list[Any], counts: list[int]) -> Iterable[tuple[int, list[int]
     return ((count, found) for (_, _, count), found in places.items())
 
 
-def _apply(rule: Rule, numbers: Numbers, grads: list[Tensor], old: list[list[Tensor]]) -> list[list[Tensor]]:
-    """New parameters and slots, of old ones and gradients that are all alike."""
+def _apply(
+    rule: Rule, numbers: Numbers, grads: list[Tensor], old: list[list[Tensor]], consumes: bool
+) -> list[list[Tensor]]:
+    """New parameters and slots, of old ones and gradients that are all alike; the old ones, written over, if may be."""
     first, columns = grads[0], [old[0], grads, *old[1:]]
     if first.is_complex():
         columns = [[torch.view_as_real(leaf) for leaf in column] for column in columns]
@@ -119,8 +219,13 @@ def _apply(rule: Rule, numbers: Numbers, grads: list[Tensor], old: list[list[Ten
     if own != work:
         columns = [[leaf.to(work) for leaf in column] for column in columns]
     traced = {name: x.to(first.device, work) for name, x in numbers.items() if isinstance(x, Tensor)}
-    if not traced and rule.leaves is not None and first.device.type in KERNELS and _all_plain(columns):
-        new = rule.leaves(numbers, *columns)
+    kernel = not traced and rule.leaves is not None and first.device.type in KERNELS and _all_plain(columns)
+    if kernel:
+        # The kernels write, and some read every tensor in the order of the parameter's memory.
+        p, *others = columns
+        g, *slots = (laid_out(column, p) for column in others)
+        new = [p, *slots] if consumes or own != work else cloned(p, *slots)
+        rule.leaves(numbers, new[0], g, *new[1:])  # pyright: ignore[reportOptionalCall]
     else:
         of_each = {name: x.unbind() for name, x in traced.items() if x.dim()}
         mine = [{name: parts[n] for name, parts in of_each.items()} for n in range(len(grads))]
@@ -130,7 +235,13 @@ def _apply(rule: Rule, numbers: Numbers, grads: list[Tensor], old: list[list[Ten
         new = ([leaf.to(own) for leaf in column] for column in new)
     if first.is_complex():
         new = ([torch.view_as_complex(leaf) for leaf in column] for column in new)
-    return [list(column) for column in new]
+    new = [list(column) for column in new]
+    return [*map(_written, old, new)] if consumes and kernel else new
+
+
+def _written(old: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+    """The old tensors with the values of the new ones."""
+    return [was if was is leaf else was.copy_(leaf) for was, leaf in zip(old, new, strict=True)]
 
 
 def _all_plain(columns: list[list[Tensor]]) -> bool:

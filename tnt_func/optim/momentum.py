@@ -86,14 +86,13 @@ def sgd(
         b = n["momentum"] * buffer[0] + n["keep"] * g
         return p - n["lr"] * (g + n["momentum"] * b if nesterov else b), b
 
-    def leaves(n: Numbers, p: Any, g: Any, *buffer: Any) -> tuple[Any, ...]:
+    def leaves(n: Numbers, p: Any, g: Any, *buffer: Any) -> None:
         g = decayed_all(kernels._foreach_neg(g) if maximize else g, p, n)
-        if not momentum:
-            return (kernels._foreach_add(p, g, alpha=-n["lr"]),)
-        b = kernels._foreach_mul(buffer[0], n["momentum"])
-        kernels._foreach_add_(b, g, alpha=n["keep"])
-        step = kernels._foreach_add(g, b, alpha=n["momentum"]) if nesterov else b
-        return kernels._foreach_add(p, step, alpha=-n["lr"]), b
+        if momentum:
+            kernels._foreach_mul_(buffer[0], n["momentum"])
+            kernels._foreach_add_(buffer[0], g, alpha=n["keep"])
+            g = kernels._foreach_add(g, buffer[0], alpha=n["momentum"]) if nesterov else buffer[0]
+        kernels._foreach_add_(p, g, alpha=-n["lr"])
 
     inertia = {"momentum": momentum, "dampening": dampening} if momentum else {}
     return leafwise(
@@ -145,13 +144,13 @@ def lion(
         direction = torch.lerp(m, g, 1 - n["beta1"]).sign()
         return n["shrink"] * p - n["lr"] * direction, torch.lerp(m, g, 1 - n["beta2"])
 
-    def leaves(n: Numbers, p: Any, g: Any, m: Any) -> tuple[Any, ...]:
+    def leaves(n: Numbers, p: Any, g: Any, m: Any) -> None:
         g = kernels._foreach_neg(g) if maximize else g
         direction = kernels._foreach_lerp(m, g, 1 - n["beta1"])
         kernels._foreach_sign_(direction)
-        p = kernels._foreach_mul(p, n["shrink"])
+        kernels._foreach_mul_(p, n["shrink"])
         kernels._foreach_add_(p, direction, alpha=-n["lr"])
-        return p, kernels._foreach_lerp(m, g, 1 - n["beta2"])
+        kernels._foreach_lerp_(m, g, 1 - n["beta2"])
 
     return leafwise(
         Settings(lr=lr, betas=betas, weight_decay=weight_decay),

@@ -104,6 +104,15 @@ class Settings:
         scheduled = {name: as_leaf(values[name]) for name in self._schedules}
         return OptState(state.step + 1, state.hyperparameters, scheduled, slots)
 
+    def move(self, state: OptState, values: Mapping[str, Any]) -> OptState:
+        """The same in the memory of the state that is given, its slots as they are."""
+        if any(isinstance(values[name], Tensor) for name in self._schedules):
+            return self.after(state, values, state.slots)
+        for name in self._schedules:
+            state.scheduled[name].fill_(values[name])
+        state.step.add_(1)
+        return state
+
 
 def as_leaf(value: Any) -> Any:
     """A number, or each of a tuple, as a 0-d float64 tensor on the CPU; a tensor as it is.

@@ -207,15 +207,24 @@ def _transform(
     def init(params: PyTree) -> OptState:
         return settings.init(slots(layout(params)))
 
-    def update(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
+    def run(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, Mapping[str, Any]]:
         here = layout(params)
         leaves = here.take(grads, "grads")
         values = settings.now(state, traced=settings.traced(state))
         new = rule(values, {place: grad for place, grad in enumerate(leaves) if grad is not None}, here, state)
-        state = settings.after(state, values, state.slots)
-        return here.give([new.get(place) for place in range(len(leaves))]), state
+        return here.give([new.get(place) for place in range(len(leaves))]), values
 
-    return GradientTransform(init, update)
+    def update(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
+        new, values = run(grads, state, params)
+        return new, settings.after(state, values, state.slots)
+
+    def consume(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
+        if settings.traced(state):
+            return update(grads, state, params)
+        new, values = run(grads, state, params)
+        return new, settings.move(state, values)
+
+    return GradientTransform(init, update, consume=consume)
 
 
 def _signed(word: int) -> int:

@@ -132,7 +132,7 @@ class Recording:
             self._begun = None
         if event.point in ("step_done", "epoch_done"):
             self._add(event)
-        elif event.point in ("end", "paused", "failed") and self._last is not None:
+        elif event.point in ("end", "paused", "failed") and self._last is not None and event.state is not None:
             self._keep(self._last)
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from tnt_func.transforms.averages import averaged as averaged
 from tnt_func.transforms.averages import ema as ema
 from tnt_func.transforms.averages import swa as swa
 from tnt_func.transforms.averages import update_bn as update_bn
+from tnt_func.transforms.donating import donate as donate
 from tnt_func.transforms.guards import detect_anomaly as detect_anomaly
 from tnt_func.transforms.guards import skip_nonfinite as skip_nonfinite
 from tnt_func.transforms.guards import with_gradient_stats as with_gradient_stats

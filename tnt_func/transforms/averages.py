@@ -141,6 +141,8 @@ def averaged(state: State, name: str) -> State:
             f"averaged was given {name!r} and a state that remembers {sorted(state.memory)}; an average is in the slot "
             "that ema or swa made. Train with tnt.transforms.ema(unit), and pass the name that it was given."
         )
+    if is_traced([slot["count"]]):
+        return state.replace(params=treemath.where(slot["count"] > 0, slot["params"], state.params))
     return state.replace(params=slot["params"]) if slot["count"] > 0 else state
 
 

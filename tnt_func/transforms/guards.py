@@ -16,11 +16,13 @@ Example:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from tnt_func import treemath
-from tnt_func.descent import Slope
+from tnt_func.descent import Amending, Guard, Slope
 from tnt_func.errors import ContractError, kind_of
 from tnt_func.state import State
 from tnt_func.transforms.seams import Around, U, amended, device_of, kept_unless, on_train_step, with_slot
@@ -55,17 +57,20 @@ def skip_nonfinite(unit: U, *, name: str = "skip_nonfinite") -> U:
 
 
 @dataclass(frozen=True)
-class SkipNonfinite:
+class SkipNonfinite(Guard):
     """The amendment of `skip_nonfinite`."""
 
     name: str
 
-    def __call__(self, before: State, after: State, slope: Slope) -> tuple[State, Slope]:
-        """The old state where the slope is not finite."""
-        finite = treemath.all_finite((slope.value, slope.grads))
-        skipped = before.memory[self.name]["skipped"] + ~finite
-        after = kept_unless(finite, before, after, ("params", "buffers", "opt_state"))
-        return after.remember(self.name, {"skipped": skipped}), slope
+    def allows(self, before: State, slope: Slope) -> Tensor:
+        """Whether the slope is finite."""
+        return treemath.all_finite((slope.value, slope.grads))
+
+    def settle(self, before: State, after: State, allowed: Tensor) -> State:
+        """The old state where it is not."""
+        skipped = before.memory[self.name]["skipped"] + ~allowed
+        after = kept_unless(allowed, before, after, ("params", "buffers", "opt_state"))
+        return after.remember(self.name, {"skipped": skipped})
 
 
 @typed
@@ -99,10 +104,11 @@ def with_gradient_stats(unit: U) -> U:
 
 
 @dataclass(frozen=True)
-class GradientStats:
+class GradientStats(Amending):
     """The amendment of `with_gradient_stats`."""
 
     part: str | None
+    reads: ClassVar = ("params",)
 
     def __call__(self, before: State, after: State, slope: Slope) -> tuple[State, Slope]:
         """The state as it is, and more output."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tnt_func import treemath
-from tnt_func.descent import Descent, Differentiate, Objective, Slope
+from tnt_func.descent import Descent, Differentiate, Guard, Objective, Slope
 from tnt_func.errors import UsageError
 from tnt_func.state import State
 from tnt_func.transforms.seams import Around, U, amended, device_of, kept_unless, on_descent, on_reads, with_slot
@@ -115,7 +115,7 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Rescale:
+class Rescale(Guard):
     """The rule of the scale, as an amendment."""
 
     name: str
@@ -123,19 +123,22 @@ class Rescale:
     backoff_factor: float
     growth_interval: int
 
-    def __call__(self, before: State, after: State, slope: Slope) -> tuple[State, Slope]:
-        """The old parameters where the gradient is not finite; the next scale."""
-        finite = treemath.all_finite(slope.grads)
+    def allows(self, before: State, slope: Slope) -> Tensor:
+        """Whether the gradient is finite."""
+        return treemath.all_finite(slope.grads)
+
+    def settle(self, before: State, after: State, allowed: Tensor) -> State:
+        """The old parameters where it is not; the next scale."""
         scale, tracker, skipped = (before.memory[self.name][key] for key in ("scale", "growth_tracker", "skipped"))
-        due = finite & (tracker + 1 == self.growth_interval)
+        due = allowed & (tracker + 1 == self.growth_interval)
         larger = scale * self.growth_factor
         grown = torch.where(due & larger.isfinite(), larger, scale)
         slot = {
-            "scale": torch.where(finite, grown, scale * self.backoff_factor),
-            "growth_tracker": torch.where(finite & ~due, tracker + 1, _zero(tracker.device)),
-            "skipped": skipped + ~finite,
+            "scale": torch.where(allowed, grown, scale * self.backoff_factor),
+            "growth_tracker": torch.where(allowed & ~due, tracker + 1, _zero(tracker.device)),
+            "skipped": skipped + ~allowed,
         }
-        return kept_unless(finite, before, after, ("params", "opt_state")).remember(self.name, slot), slope
+        return kept_unless(allowed, before, after, ("params", "opt_state")).remember(self.name, slot)
 
 
 def _zero(device: torch.device) -> Tensor:

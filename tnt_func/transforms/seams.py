@@ -10,7 +10,7 @@ Example:
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from tnt_func import pytree as trees
 from tnt_func import treemath
 from tnt_func.descent import Amendment, Descent
+from tnt_func.donation import donates, donating
 from tnt_func.errors import UsageError
 from tnt_func.optim.layout import is_traced
 from tnt_func.state import State
@@ -36,6 +37,15 @@ class Around:
     """
 
     inner: Any
+
+    @property
+    def donates(self) -> bool:
+        """Whether the step inside consumes the states that it is given."""
+        return donates(self.inner)
+
+    def donating(self) -> Self:
+        """The same around a step that does."""
+        return replace(self, inner=donating(self.inner))
 
 
 def inside(function: Any, kind: type, change: Callable[[Any], Any]) -> Any:

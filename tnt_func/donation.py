@@ -1,0 +1,245 @@
+"""States that a step may consume: which steps do, what they may write over, and what is left of a consumed state.
+
+A donating step gives the same bits as any other, and may make the new state in the memory of the one that it is given.
+What else in the state shares that memory is copied first, so no value of the state changes that should not.
+
+Laws:
+    Donated equals not donated, bitwise. What a state is, and not where its tensors lie, decides how a run goes on.
+
+Example:
+    >>> state = State(params={"w": torch.ones(2)}, key=key(0))
+    >>> state = separated(state.remember("first", state.params))[0]
+    >>> _ = state.params["w"].zero_()
+    >>> state.memory["first"]
+    {'w': tensor([1., 1.])}
+"""
+
+import operator
+from collections.abc import Set
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from tnt_func import pytree as trees
+from tnt_func.errors import UsageError
+from tnt_func.rng import key
+from tnt_func.state import State
+from tnt_func.types import PyTree
+
+__all__ = [
+    "Donating",
+    "Storages",
+    "consumed",
+    "copied_from",
+    "donates",
+    "donating",
+    "key",
+    "known_separate",
+    "separated",
+    "spend",
+    "take",
+]
+
+TAKEN = ("params", "opt_state", "buffers", "metrics", "memory")
+
+
+@runtime_checkable
+class Donating(Protocol):
+    """A step that can donate: its `donates` says whether it does, its `donating()` is the same step that does.
+
+    Example:
+        >>> isinstance(max, Donating)
+        False
+    """
+
+    donates: Any
+
+    def donating(self) -> Self:
+        """The step that consumes the states that it is given."""
+        ...
+
+
+def donates(step: Any) -> bool:
+    """Whether a step consumes the states that it is given.
+
+    Example:
+        >>> donates(max)
+        False
+    """
+    return isinstance(step, Donating) and step.donates
+
+
+def donating(step: Any) -> Any:
+    """The same step, consuming the states that it is given.
+
+    Raises:
+        UsageError: it cannot.
+
+    Example:
+        >>> donating(max)
+        Traceback (most recent call last):
+        tnt_func.errors.UsageError: donate was given the step <built-in function max>; a step that can donate ...
+    """
+    if not isinstance(step, Donating):
+        raise UsageError(
+            f"donate was given the step {step!r}; a step that can donate says so by `donates` and `donating()`, as "
+            "those of tnt.minimize, tnt.supervised and tnt.compiled do, and a function cannot. Write "
+            "train_step=tnt.minimize(objective, optimizer)."
+        )
+    return step.donating()
+
+
+def take(state: State) -> None:
+    """Take from a consumed state what it must not be read for any more; counters and key stay.
+
+    Example:
+        >>> state = State(params=1.0, key=key(0))
+        >>> take(state)
+        >>> state.params
+        Traceback (most recent call last):
+        tnt_func.errors.ConsumedError: state.params was read after a donating step had consumed the state; ...
+    """
+    for name in (*TAKEN, "_storages"):
+        state.__dict__.pop(name, None)
+
+
+def spend(state: State) -> None:
+    """Mark a state as one whose tensors a step has begun to write over; `consumed` says so of it.
+
+    Example:
+        >>> state = State(params=1.0, key=key(0))
+        >>> spend(state)
+        >>> consumed(state)
+        True
+    """
+    state.__dict__["_spent"] = True
+
+
+def consumed(state: Any) -> bool:
+    """Whether a step has begun to write over a state's tensors.
+
+    Example:
+        >>> consumed(State(params=1.0, key=key(0)))
+        False
+    """
+    return isinstance(state, State) and "_spent" in state.__dict__
+
+
+class Storages:
+    """Where the tensors lie that a step consumes, and the trees that are known to lie elsewhere.
+
+    It goes with a state, beside its fields, so that a run looks at a tree once and not at every step. A copy of the
+    state has other memory, and begins anew.
+
+    Args:
+        trees: what was looked at: those that are consumed, then the others.
+        pointers: of the storages of the first ones.
+    """
+
+    __slots__ = ("pointers", "trees")
+
+    def __init__(self, trees: tuple[PyTree, ...] = (), pointers: Set[int] = frozenset()):
+        self.trees, self.pointers = trees, pointers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Storages, ()
+
+    def hold(self, leaf: Any) -> bool:
+        """Whether a tensor lies in the memory that is consumed."""
+        return isinstance(leaf, Tensor) and _pointer(leaf) in self.pointers
+
+
+def copied_from(tree: PyTree, storages: Storages) -> PyTree:
+    """The tree with copies of those tensors that lie where a step will write; the very tree, where none does.
+
+    Example:
+        >>> w = torch.ones(2)
+        >>> copied_from({"w": w, "v": 1}, Storages((), {w.untyped_storage().data_ptr()}))["w"] is w
+        False
+    """
+    if not any(map(storages.hold, _leaves(tree))):
+        return tree
+    return trees.map(lambda leaf: leaf.clone() if storages.hold(leaf) else leaf, tree)
+
+
+def separated(state: State) -> tuple[State, Storages]:
+    """The state with every tensor of its params and opt_state in memory of its own, and where that is.
+
+    Example:
+        >>> w = torch.ones(2)
+        >>> state, storages = separated(State(params={"w": w, "v": w}, key=key(0)))
+        >>> state.params["w"] is w, state.params["v"] is w, len(storages.pointers)
+        (True, False, 2)
+    """
+    own, others = (state.params, state.opt_state), _others(state)
+    known: Storages = state.__dict__.get("_storages") or Storages()
+    now = (*own, *others.values())
+    if len(now) == len(known.trees) and all(map(operator.is_, now, known.trees)):
+        return state, known
+    if not known.trees or not all(map(operator.is_, own, known.trees)):
+        pointers: set[int] = set()
+        own = tuple(_in_own_memory(tree, pointers) for tree in own)
+        known = Storages((), pointers)
+    looked = {id(tree) for tree in known.trees}
+    others = {name: tree if id(tree) in looked else copied_from(tree, known) for name, tree in others.items()}
+    storages = Storages((*own, *others.values()), known.pointers)
+    buffers = others.pop(None)
+    state = state.replace(params=own[0], opt_state=own[1], buffers=buffers, memory=others)
+    state.__dict__["_storages"] = storages
+    return state, storages
+
+
+def known_separate(state: State, storages: Storages) -> State:
+    """A part of a separated state, marked as such, so that a step does not look at it again.
+
+    Example:
+        >>> state, storages = separated(State(params={"w": torch.ones(2)}, key=key(0)))
+        >>> part = known_separate(state.replace(params=state.params["w"]), storages)
+        >>> separated(part)[0] is part
+        True
+    """
+    trees = (state.params, state.opt_state, *_others(state).values())
+    state.__dict__["_storages"] = Storages(trees, storages.pointers)
+    return state
+
+
+def _others(state: State) -> dict[str | None, PyTree]:
+    """The other trees of a state that may hold on to its tensors: the buffers, under None, and the slots of memory."""
+    return {None: state.buffers, **state.memory}
+
+
+def _in_own_memory(tree: PyTree, taken: set[int]) -> PyTree:
+    """The tree with a copy of each tensor whose storage is taken, or which cannot be written to; the rest are noted."""
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if _pointer(leaf) in taken or _overlaps(leaf):
+            leaf = leaf.clone()
+        taken.add(_pointer(leaf))
+        taken.discard(0)
+        return leaf
+
+    new = trees.map(own, tree)
+    return tree if all(map(operator.is_, _leaves(new), _leaves(tree))) else new
+
+
+def _overlaps(leaf: Tensor) -> bool:
+    """Whether elements share memory among themselves, as after `expand`."""
+    return leaf.layout is torch.strided and 0 in leaf.stride() and leaf.numel() > 1
+
+
+def _pointer(leaf: Tensor) -> int:
+    """Of the storage; 0 where it has none, or shares none that could be told."""
+    return leaf.untyped_storage().data_ptr() if leaf.layout is torch.strided else 0
+
+
+def _leaves(tree: PyTree) -> list[Any]:
+    """`pytree.leaves`, at a tenth of its price for the flat dicts that outputs and buffers mostly are."""
+    if type(tree) is dict and all(type(leaf) in _PLAIN for leaf in tree.values()):
+        return list(tree.values())
+    return trees.leaves(tree)
+
+
+_PLAIN = {Tensor, torch.nn.Parameter, *trees.LEAVES}
