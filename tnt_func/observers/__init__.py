@@ -1,5 +1,7 @@
 """Observers: what watches a run and has effects. None of them can change it (law 6)."""
 
+from tnt_func.observers.anomalies import Anomaly as Anomaly
+from tnt_func.observers.anomalies import anomalies as anomalies
 from tnt_func.observers.checkpointer import Checkpointer as Checkpointer
 from tnt_func.observers.checkpointer import checkpointer as checkpointer
 from tnt_func.observers.combinators import Openable as Openable
