@@ -1,8 +1,9 @@
-"""`python -m tnt_func`: see `tnt_func.replay.shell`."""
+"""`python -m tnt_func`: see `tnt_func.replay.shell` and `tnt_func.report.shell`."""
 
 import sys
 
 from tnt_func.replay.shell import main
+from tnt_func.report.shell import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None, command))

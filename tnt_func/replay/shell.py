@@ -8,7 +8,7 @@ import argparse
 import importlib
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ SHOWN = 10
 """How many of the last rows `inspect` shows."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *others: Callable[[Any], None]) -> int:
     """Run a command and return its exit code.
 
     Args:
         arguments: of the command line; None takes the process's.
+        others: add further commands, each with `act`, the function of its arguments that gives the exit code.
 
     Example:
         >>> main(["inspect", "nowhere"])
@@ -53,8 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--sample", type=int, help="so many segments instead of all")
     command.add_argument("--seed", type=int, default=0, help="which segments")
     command.add_argument("--fingerprint", help="of the data, as it was recorded")
+    for add in others:
+        add(commands)
     given = parser.parse_args(arguments)
     try:
+        if "act" in given:
+            return given.act(given)
         if given.command == "inspect":
             print("\n\n".join(_inspected(path) for path in given.path))
             return 0
