@@ -15,6 +15,7 @@ from tnt_func import observers as observers
 from tnt_func import optim as optim
 from tnt_func import pausing as pausing
 from tnt_func import pytree as pytree
+from tnt_func import rehearsal as rehearsal
 from tnt_func import replay as replay
 from tnt_func import rng as rng
 from tnt_func import schedules as schedules
@@ -36,6 +37,9 @@ from tnt_func.model import Model as Model
 from tnt_func.model import from_module as from_module
 from tnt_func.progress import Progress as Progress
 from tnt_func.recipes import supervised as supervised
+from tnt_func.rehearsal import fast_dev_run as fast_dev_run
+from tnt_func.rehearsal import overfit_batches as overfit_batches
+from tnt_func.rehearsal import sanity_check as sanity_check
 from tnt_func.report import plot as plot
 from tnt_func.report import report as report
 from tnt_func.rng import Key as Key
