@@ -8,6 +8,7 @@ from tnt_func import asserts as asserts
 from tnt_func import callbacks as callbacks
 from tnt_func import checkpoint as checkpoint
 from tnt_func import data as data
+from tnt_func import distributed as distributed
 from tnt_func import ensembles as ensembles
 from tnt_func import errors as errors
 from tnt_func import metrics as metrics

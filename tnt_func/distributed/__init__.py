@@ -1,0 +1,22 @@
+"""Several processes as one run: the same unit, on a mesh of ranks.
+
+Started by torchrun, a process joins the others with `init`; without it, the same script is one process. Ranks have the
+same State at every event, so callbacks decide alike on each, and observers may run on any.
+
+Law:
+    On n ranks a run is the run of one process, up to rounding: the same samples in the same order, the same events, the
+    same State.
+
+Example:
+    >>> with init() as world:
+    ...     world.size, mesh(world).mesh_dim_names
+    (1, ('ranks',))
+"""
+
+from tnt_func.distributed.agreement import agreed as agreed
+from tnt_func.distributed.replicas import data_parallel as data_parallel
+from tnt_func.distributed.replicas import replicate as replicate
+from tnt_func.distributed.world import RankError as RankError
+from tnt_func.distributed.world import World as World
+from tnt_func.distributed.world import init as init
+from tnt_func.distributed.world import mesh as mesh

@@ -1,0 +1,242 @@
+"""What ranks tell each other: numbers and rows of every rank, and sums over all, few messages for many tensors.
+
+Whatever ranks do together begins with an exchange of one form that says at which point each of them is. So a rank whose
+data ended early, or that took another branch, is an error with a name, and not a wait for ever.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tnt_func.distributed.world import RankError, Ranks, together
+
+POINTS = (
+    "train step",
+    "train epoch end",
+    "eval step",
+    "eval epoch end",
+    "predict step",
+    "predict epoch end",
+    "pause_when",
+    "replicate",
+    "shapes of rows",
+)
+ROOM = 64
+"""Numbers in the first message of an exchange."""
+BUCKET = 1 << 24
+"""Bytes that are summed in one message: the next ones are copied while these are on their way."""
+_HEAD, _AXES = 3, 8
+
+
+class Exchange:
+    """Numbers of every rank, on their way.
+
+    Args:
+        ranks: who takes part.
+        point: one of `POINTS`, the same on every rank.
+        count: which time it is at this point, the same on every rank.
+        numbers: of this rank; as many on every rank.
+
+    Example:
+        >>> from tnt_func.distributed.world import init, mesh
+        >>> with init() as world:
+        ...     Exchange(Ranks.of(mesh(world)), "train step", 3, [0.5, 2.0]).wait()
+        [[0.5, 2.0]]
+    """
+
+    def __init__(self, ranks: Ranks, point: str, count: int, numbers: Sequence[float]):
+        self._ranks, self._numbers = ranks, [float(POINTS.index(point)), float(count), float(len(numbers)), *numbers]
+        self._work, self._rows = _gathering(ranks, self._numbers[:ROOM] + [0.0] * (ROOM - len(self._numbers)))
+
+    def wait(self) -> list[list[float]]:
+        """The numbers of every rank, in rank order.
+
+        Raises:
+            RankError: a rank is somewhere else, or has left.
+        """
+        together("an exchange of numbers", self._work.wait)
+        found = [row.tolist() for row in self._rows]
+        heads = [tuple(map(int, row[:_HEAD])) for row in found]
+        if len(set(heads)) > 1:
+            said = "; ".join(
+                f"rank {rank} at {POINTS[at]} {n}, with {k} numbers" for rank, (at, n, k) in enumerate(heads)
+            )
+            raise RankError(
+                f"ranks are at different points: {said}. They take the same steps and report the same entries. Give "
+                "each rank as many batches, pipeline.shard(world.rank, world.size), and branch on no rank."
+            )
+        if len(self._numbers) > ROOM:
+            work, rows = _gathering(self._ranks, self._numbers[ROOM:])
+            together("an exchange of numbers", work.wait)
+            found = [[*row, *rest.tolist()] for row, rest in zip(found, rows, strict=True)]
+        return [row[_HEAD : len(self._numbers)] for row in found]
+
+
+def _gathering(ranks: Ranks, numbers: list[float]) -> tuple[Any, list[Tensor]]:
+    mine = torch.tensor(numbers, dtype=torch.float64)
+    rows = [torch.empty_like(mine) for _ in range(ranks.size)]
+    return together("an exchange of numbers", _all_gather, rows, mine, ranks, True), rows
+
+
+def _all_gather(rows: list[Tensor], mine: Tensor, ranks: Ranks, later: bool) -> Any:
+    return dist.all_gather(rows, mine, group=ranks.group, async_op=later)
+
+
+class Scalars:
+    """0-d tensors and numbers of every rank, on their way, with facts that the host needs.
+
+    Args:
+        ranks, point, count: as of an `Exchange`.
+        facts: numbers; as many on every rank.
+        values: numbers, and 0-d tensors of one device.
+    """
+
+    def __init__(self, ranks: Ranks, point: str, count: int, facts: Sequence[float], values: Sequence[Any]):
+        self._facts = len(facts)
+        device = next((x.device for x in values if isinstance(x, Tensor) and x.device.type != "cpu"), None)
+        told = [*facts, *(float(x) for x in values)] if device is None else facts
+        self._exchange, self._work = Exchange(ranks, point, count, told), None
+        if device is not None:
+            # Nothing waits for the device.
+            mine = torch.stack([torch.as_tensor(x).to(device, torch.float64, non_blocking=True) for x in values])
+            self._rows = [torch.empty_like(mine) for _ in range(ranks.size)]
+            self._work = together("an exchange of numbers", _all_gather, self._rows, mine, ranks, True)
+
+    def wait(self) -> tuple[list[list[float]], Tensor]:
+        """Facts, by rank, and values: float64 [ranks, values]."""
+        found = self._exchange.wait()
+        if self._work is None:
+            values = [row[self._facts :] for row in found]
+            return [row[: self._facts] for row in found], torch.tensor(values, dtype=torch.float64)
+        together("an exchange of numbers", self._work.wait)
+        return found, torch.stack(self._rows)
+
+
+def rows_of_all(ranks: Ranks, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Tensors of every rank, in rank order; shapes may differ.
+
+    Example:
+        >>> from tnt_func.distributed.world import init, mesh
+        >>> with init() as world:
+        ...     rows_of_all(Ranks.of(mesh(world)), [torch.arange(2)])
+        [[tensor([0, 1])]]
+    """
+    shapes = [float(x) for t in tensors for x in (t.dim(), *t.shape, *[0] * (_AXES - t.dim()))]
+    told = Exchange(ranks, "shapes of rows", 0, shapes).wait()
+    found: list[list[Tensor]] = [[] for _ in range(ranks.size)]
+    for place, tensor in enumerate(tensors):
+        begin = place * (1 + _AXES)
+        own = [[int(x) for x in row[begin + 1 : begin + 1 + int(row[begin])]] for row in told]
+        sizes = [math.prod(shape) * tensor.element_size() for shape in own]
+        room = [torch.empty(max(sizes), dtype=torch.uint8, device=tensor.device) for _ in sizes]
+        if max(sizes):
+            mine = room[ranks.rank].clone()
+            mine[: tensor.nbytes] = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            together("an exchange of rows", _all_gather, room, mine, ranks, False)
+        for rank, (data, size, shape) in enumerate(zip(room, sizes, own, strict=True)):
+            found[rank].append(data[:size].view(tensor.dtype).reshape(shape))
+    return found
+
+
+class Sums:
+    """Weighted sums of tensors over the ranks, on their way, in a few flat buckets.
+
+    Args:
+        ranks: who takes part.
+        tensors: of this rank; None counts for nothing.
+        like: what they are like, on every rank the same.
+        weight: of this rank, a number or a 0-d tensor. What weighs nothing counts for nothing, be it NaN.
+
+    Example:
+        >>> from tnt_func.distributed.world import init, mesh
+        >>> with init() as world:
+        ...     Sums(Ranks.of(mesh(world)), [torch.ones(2)], [torch.ones(2)], 3).wait(torch.tensor(6.0))
+        [tensor([0.5000, 0.5000])]
+    """
+
+    def __init__(self, ranks: Ranks, tensors: Sequence[Tensor | None], like: Sequence[Tensor], weight: Any):
+        self._like = like
+        self._buckets: list[tuple[list[int], Tensor, Any]] = []
+        for places, dtype, device in _buckets(like):
+            flat = torch.empty(sum(like[place].numel() for place in places), dtype=dtype, device=device)
+            for place, view in zip(places, _views(flat, [like[place] for place in places]), strict=True):
+                _weighted(tensors[place], weight, view)
+            work = together("a sum over ranks", _all_reduce, flat, ranks)
+            self._buckets.append((places, flat, work))
+
+    def wait(self, total: Tensor) -> list[Tensor]:
+        """The sums over the total, in the dtypes of what they are like.
+
+        Args:
+            total: 0-d.
+        """
+        found: list[Any] = [None] * len(self._like)
+        for places, flat, work in self._buckets:
+            together("a sum over ranks", work.wait)
+            flat.div_(total.to(flat.device, flat.real.dtype))
+            for place, view in zip(places, _views(flat, [self._like[place] for place in places]), strict=True):
+                found[place] = view if view.dtype == self._like[place].dtype else view.to(self._like[place].dtype)
+        return found
+
+
+def _all_reduce(flat: Tensor, ranks: Ranks) -> Any:
+    return dist.all_reduce(flat, group=ranks.group, async_op=True)
+
+
+def _weighted(tensor: Tensor | None, weight: Any, out: Tensor) -> None:
+    if tensor is None or (not isinstance(weight, Tensor) and weight == 0):
+        out.zero_()
+    elif isinstance(weight, Tensor):
+        here = weight.to(out.device)
+        torch.where(here > 0, tensor * here.to(out.real.dtype), torch.zeros_like(out), out=out)
+    else:
+        torch.mul(tensor, weight, out=out)
+
+
+def _buckets(like: Sequence[Tensor]) -> list[tuple[list[int], torch.dtype, torch.device]]:
+    """Places of tensors that go together: of one dtype, float32 at least, and one device; of a size."""
+    open_ones: dict[Any, tuple[list[int], int]] = {}
+    full: list[tuple[list[int], torch.dtype, torch.device]] = []
+    for place, tensor in enumerate(like):
+        kind = torch.promote_types(tensor.dtype, torch.float32), tensor.device
+        places, size = open_ones.get(kind, ([], 0))
+        places, size = [*places, place], size + tensor.numel() * kind[0].itemsize
+        open_ones[kind] = places, size
+        if size >= BUCKET:
+            full.append((open_ones.pop(kind)[0], *kind))
+    return [*full, *((places, *kind) for kind, (places, _) in open_ones.items())]
+
+
+def _views(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    parts = flat.split([tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+
+
+def broadcast(ranks: Ranks, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors of rank 0, of the dtypes, shapes and devices that those of this rank have.
+
+    Example:
+        >>> from tnt_func.distributed.world import init, mesh
+        >>> with init() as world:
+        ...     broadcast(Ranks.of(mesh(world)), [torch.arange(2), torch.tensor(True)])
+        [tensor([0, 1]), tensor(True)]
+    """
+    found: list[Any] = [None] * len(tensors)
+    kinds = dict.fromkeys((tensor.dtype, tensor.device) for tensor in tensors)
+    for dtype, device in kinds:
+        places = [place for place, x in enumerate(tensors) if (x.dtype, x.device) == (dtype, device)]
+        flat = torch.cat([tensors[place].detach().reshape(-1) for place in places])
+        as_bytes = flat.view(torch.uint8)
+        if len(as_bytes):
+            together("a broadcast", _broadcast, as_bytes, ranks)
+        for place, view in zip(places, _views(flat, [tensors[place] for place in places]), strict=True):
+            found[place] = view.clone()
+    return found
+
+
+def _broadcast(flat: Tensor, ranks: Ranks) -> None:
+    dist.broadcast(flat, group=ranks.group, group_src=0)
