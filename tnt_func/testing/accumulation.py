@@ -75,7 +75,7 @@ def check_accumulation(
             lines = [
                 line
                 for part in ("value", "grads", "output")
-                for line in _differences(getattr(one, part), getattr(many, part), part, tolerance)
+                for line in differences(getattr(one, part), getattr(many, part), part, tolerance)
             ]
             if lines:
                 at = f"law 13 (accumulation) is broken: batch {index} in {count} micro-batches is not the batch"
@@ -94,16 +94,27 @@ def _descent(unit: TrainUnit) -> Descent:
     return found[0]
 
 
-def _differences(one: Any, many: Any, name: str, tolerance: float) -> list[str]:
-    """How two trees differ by more than rounding."""
-    return trees.diff(one, trees.map(lambda a, b: a if _near(a, b, tolerance) else b, one, many), name)
+def differences(one: Any, many: Any, name: str, tolerance: float) -> list[str]:
+    """How two trees differ by more than rounding, a line a difference.
+
+    Example:
+        >>> differences({"w": torch.ones(2)}, {"w": torch.ones(2) + 1e-7}, "params", 1e-6)
+        []
+    """
+    return trees.diff(one, trees.map(lambda a, b: a if near(a, b, tolerance) else b, one, many), name)
 
 
-def _near(a: Any, b: Any, tolerance: float) -> bool:
+def near(a: Any, b: Any, tolerance: float) -> bool:
+    """Whether two leaves are the same but for a part of the largest element, or of 1 where that is less.
+
+    Example:
+        >>> near(100.0, 101.0, 0.1), near(0.0, 1.0, 0.1)
+        (True, False)
+    """
     if not isinstance(a, torch.Tensor | float) or type(a) is not type(b):
         return trees.same_leaf(a, b)
     x, y = torch.as_tensor(a), torch.as_tensor(b)
-    if x.shape != y.shape or x.dtype != y.dtype:
-        return False
+    if x.shape != y.shape or x.dtype != y.dtype or not (x.is_floating_point() or x.is_complex()):
+        return trees.same_leaf(x, y)
     largest = x.abs().max() if x.numel() else torch.tensor(0.0)
     return bool(((x - y).abs() <= tolerance * largest.clamp(min=1)).all()) or trees.same_leaf(x, y)

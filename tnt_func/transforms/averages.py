@@ -143,6 +143,8 @@ def averaged(state: State, name: str) -> State:
         )
     if is_traced([slot["count"]]):
         return state.replace(params=treemath.where(slot["count"] > 0, slot["params"], state.params))
+    if is_traced([slot["count"]]):
+        return state.replace(params=treemath.where(slot["count"] > 0, slot["params"], state.params))
     return state.replace(params=slot["params"]) if slot["count"] > 0 else state
 
 
