@@ -2,6 +2,7 @@
 
 from tnt_func.observers.anomalies import Anomaly as Anomaly
 from tnt_func.observers.anomalies import anomalies as anomalies
+from tnt_func.observers.banner import banner as banner
 from tnt_func.observers.checkpointer import Checkpointer as Checkpointer
 from tnt_func.observers.checkpointer import checkpointer as checkpointer
 from tnt_func.observers.combinators import Openable as Openable
@@ -39,5 +40,8 @@ from tnt_func.observers.scopes import during as during
 from tnt_func.observers.scopes import garbage_collection as garbage_collection
 from tnt_func.observers.scopes import profiler as profiler
 from tnt_func.observers.scopes import tf32 as tf32
+from tnt_func.observers.summary import ModuleSummary as ModuleSummary
+from tnt_func.observers.summary import module_summary as module_summary
+from tnt_func.observers.tensorboard_summaries import tensorboard_summaries as tensorboard_summaries
 from tnt_func.observers.tensorboard_writer import tensorboard_writer as tensorboard_writer
 from tnt_func.observers.wandb_writer import wandb_writer as wandb_writer
