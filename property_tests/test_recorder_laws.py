@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,17 +21,27 @@ from tnt_func.events import Event, Observer
 from tnt_func.observers import (
     History,
     Row,
+    anomalies,
+    banner,
     console,
     csv_writer,
     every,
+    garbage_collection,
     isolate,
     jsonl_writer,
     on,
+    profiler,
     progress_bar,
     rank_zero,
     recorder,
+    system,
     tee,
     tensorboard_writer,
+    tf32,
+    throughput,
+    timing,
+    warn_on_empty_data,
+    warn_on_slow_data,
     when,
 )
 from tnt_func.testing.case import Case
@@ -54,6 +65,14 @@ def plain(directory: Path) -> dict[str, Observer]:
             History(), csv_writer(directory / "a.csv"), jsonl_writer(directory / "a.jsonl"), every_n_steps=1
         ),
         "falling": isolate(falling),
+        "measures": recorder(
+            History(), every_n_steps=1, measures=[timing(), throughput(samples=lambda batch: 1), system()]
+        ),
+        "anomalies": recorder(anomalies("loss", spike=1, above=0, then=repr), every_n_steps=1),
+        "banner": banner(file=io.StringIO()),
+        "garbage": garbage_collection(every_n_steps=100),
+        "tf32": tf32(),
+        "warnings": tee(warn_on_empty_data(), warn_on_slow_data(share=0.01, n_steps=1)),
     }
 
 
@@ -67,35 +86,42 @@ AROUND: tuple[Any, ...] = (
     isolate,
     lambda inside: tee(inside, repr),
 )
-NAMES = ("bar", "console", "recorder", "falling")
+NAMES = (
+    *("bar", "console", "recorder", "falling"),
+    *("measures", "anomalies", "banner", "garbage", "tf32", "warnings"),
+)
 CHOICES = st.lists(
     st.tuples(st.sampled_from(NAMES), st.sampled_from(AROUND)), max_size=4, unique_by=lambda pair: pair[0]
 )
 
 
 @contextmanager
-def unlogged() -> Iterator[None]:
+def untold() -> Iterator[None]:
+    """Without what is logged, and what is warned of."""
     log = logging.getLogger("tnt_func.observers")
     log.disabled = True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         log.disabled = False
 
 
-@settings(max_examples=50)
+@settings(max_examples=60)
 @given(cases(), CHOICES)
 def test_observers_of_every_kind_do_not_matter(case: Case, choices: Sequence[tuple[str, Any]]):
-    with tempfile.TemporaryDirectory() as directory, unlogged():
+    with tempfile.TemporaryDirectory() as directory, untold():
         inside = plain(Path(directory))
         case.check(testing.check_observers, observers=[around(inside[name]) for name, around in choices])
 
 
 @settings(max_examples=3)
 @given(fit_cases())
-def test_tensorboard_does_not_matter(case: Case):
+def test_tensorboard_and_the_profiler_do_not_matter(case: Case):
     with tempfile.TemporaryDirectory() as directory:
-        case.check(testing.check_observers, observers=[recorder(tensorboard_writer(directory), every_n_steps=1)])
+        events = recorder(tensorboard_writer(directory), every_n_steps=1)
+        case.check(testing.check_observers, observers=[events, profiler(directory, wait=0, warmup=1, active=1)])
 
 
 def test_an_observer_that_writes_is_caught_inside_a_combinator():
