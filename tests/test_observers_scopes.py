@@ -1,4 +1,4 @@
-"""What is switched for a run is switched back, when it ends well and when it does not; and what is asked of devices."""
+"""What is switched for a run is switched back, when it ends well and when it does not."""
 
 import contextlib
 import gc
@@ -13,18 +13,7 @@ import torch
 
 import tnt_func as tnt
 from tnt_func.errors import UsageError
-from tnt_func.observers import (
-    barrier,
-    cuda_memory_snapshots,
-    during,
-    empty_cuda_cache,
-    every,
-    garbage_collection,
-    on,
-    profiler,
-    synchronize,
-    tf32,
-)
+from tnt_func.observers import during, every, garbage_collection, on, profiler, tf32
 
 FIRST = tnt.State(params=0.0, key=tnt.key(0))
 
@@ -158,44 +147,3 @@ def test_the_profiler_says_what_its_schedule_is_made_of(numbers: Any):
 def test_garbage_collection_needs_a_cadence():
     with pytest.raises(UsageError, match="every_n_steps=0.* at least 1"):
         garbage_collection(every_n_steps=0)
-
-
-def test_without_cuda_devices_are_left_alone_and_snapshots_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    RUNS["fit"](every(synchronize, steps=1), every(barrier, steps=1), on("epoch_end", empty_cuda_cache))
-    with pytest.raises(UsageError, match=r"snapshots'\) was given where torch has no CUDA device; .* Write observers="):
-        cuda_memory_snapshots("snapshots")
-
-
-@pytest.mark.parametrize(("entry", "left"), [("fit", False), ("fails", True)])
-def test_snapshots_are_dumped_at_their_steps_and_on_failure(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, entry: str, left: bool
-):
-    """The allocator's history is stood in for; when it is asked for what is tested."""
-    called: list[Any] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **how: called.append(how))
-    monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: called.append(Path(path).name))
-    run(entry, cuda_memory_snapshots(tmp_path / "snapshots", every_n_steps=4, max_entries=7))
-    dumped = ["failed.pickle"] if left else ["train-step-000000000004.pickle"]
-    assert called == [{"max_entries": 7}, *dumped, {"enabled": None}] and (tmp_path / "snapshots").is_dir()
-    with pytest.raises(UsageError, match="both are at least 1"):
-        cuda_memory_snapshots("snapshots", every_n_steps=0)
-
-
-@pytest.mark.parametrize("initialised", [False, True])
-def test_ranks_meet_where_there_are_ranks(monkeypatch: pytest.MonkeyPatch, initialised: bool):
-    met: list[bool] = []
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: initialised)
-    monkeypatch.setattr(torch.distributed, "barrier", lambda: met.append(True))
-    tnt.train(FIT.train_unit, FIRST, [1, 2, 3, 4], max_epochs=1, observers=[on("step_done", barrier)])
-    assert len(met) == (4 if initialised else 0)
-
-
-def test_the_device_is_waited_for(monkeypatch: pytest.MonkeyPatch):
-    waited: list[bool] = []
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waited.append(True))
-    RUNS["train"](every(synchronize, steps=3))
-    assert len(waited) == 2
