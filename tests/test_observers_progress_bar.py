@@ -2,12 +2,16 @@
 
 import io
 import re
+import sys
 from typing import Any
 
 import pytest
 import torch
+import tqdm
+import tqdm.auto
 
 import tnt_func as tnt
+from tnt_func.errors import MissingExtraError
 from tnt_func.observers import console, progress_bar
 
 
@@ -95,6 +99,25 @@ def test_it_reads_at_its_cadence_and_is_quiet_where_no_terminal_is(terminal: io.
     bar = progress_bar(file=terminal, metrics_every_seconds=1e9)
     tnt.train(tnt.TrainUnit(train_step=reading), FIRST, range(10), max_epochs=1, observers=[bar])
     assert Read.reads == reads and bool(terminal.getvalue()) == bool(reads)
+
+
+def test_a_notebook_has_a_bar_of_its_own_kind(monkeypatch: pytest.MonkeyPatch):
+    """tqdm.auto chooses; a bar of a notebook, stood in for, shows where no terminal is."""
+    terminal = Terminal()
+
+    class Notebook(tqdm.tqdm):
+        def __init__(self, **options: Any):
+            super().__init__(**{**options, "disable": bool(options["disable"]), "file": terminal})
+
+    monkeypatch.setattr(tqdm.auto, "tqdm", Notebook)
+    tnt.train(TRAIN, FIRST, [1.0] * 10, max_epochs=1, observers=[progress_bar()])
+    assert " 10/10 " in terminal.getvalue() and "loss=1" in terminal.getvalue()
+
+
+def test_without_tqdm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(MissingExtraError, match=r"progress_bar needs tqdm, .* pip install 'tnt-func\[progress\]'"):
+        progress_bar()
 
 
 def test_console_has_a_line_an_epoch_and_an_evaluation(capsys: pytest.CaptureFixture[str]):

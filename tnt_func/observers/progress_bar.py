@@ -1,4 +1,4 @@
-"""A bar for the open epoch, by tqdm.
+"""A bar for the open epoch, by tqdm, in a terminal or a notebook.
 
 Example:
     >>> import io
@@ -33,7 +33,9 @@ def progress_bar(
     metrics_every_seconds: int | float = 1.0,
     file: Any = None,
 ) -> "ProgressBar":
-    """An observer that shows how far the epoch is, its speed, and its metrics so far; nothing where no terminal is.
+    """An observer that shows how far the epoch is, its speed, and its metrics so far, in a terminal or a notebook.
+
+    Where there is neither, and for a `file` that is no terminal, it shows nothing and fetches nothing.
 
     The steps of an epoch are taken from `totals`, else from the epoch before, else, in training, from the length of the
     data. Where an epoch is over its bar is full: it counts what there was.
@@ -43,7 +45,7 @@ def progress_bar(
         max_epochs: shown behind the epoch.
         metrics_every_seconds: how often numbers are fetched from the device, which waits for it; besides, when an epoch
             is over. They are the unit's metrics, or, where it has none, the numbers of the step's output.
-        file: written to; None is the standard error.
+        file: written to; None is the standard error, or in a notebook, with ipywidgets, the output of the cell.
 
     Raises:
         MissingExtraError: tqdm is not installed.
@@ -52,7 +54,8 @@ def progress_bar(
         >>> progress_bar(totals={"train": 1000, "eval": 100}, max_epochs=4)
         progress_bar()
     """
-    tqdm = optional("tqdm", user="progress_bar", extra="progress").tqdm
+    module = "tqdm.auto" if file is None else "tqdm"
+    tqdm = optional(module, user="progress_bar", extra="progress", package="tqdm").tqdm
     return ProgressBar(tqdm, dict(totals or {}), max_epochs, metrics_every_seconds, file)
 
 
