@@ -18,6 +18,8 @@ from tnt_func.errors import optional
 from tnt_func.observers.rows import FIELDS, Place, Row, Writer
 
 BEFORE_ALL: Place = (-1, -1)
+SHOWN, LAST = 4, 10
+"""Numbers that a repr has, and rows that a notebook shows."""
 
 
 class History(Sequence[Row]):
@@ -29,14 +31,33 @@ class History(Sequence[Row]):
     Example:
         >>> history = History([Row(1, 0, "train", "step", {"loss": 0.5}), Row(1, 1, "eval", "epoch", {"loss": 0.7})])
         >>> len(history), history[0].metrics, history[1:]
-        (2, {'loss': 0.5}, History(1 row))
+        (2, {'loss': 0.5}, History(1 row, step 1, eval loss 0.7))
     """
 
     def __init__(self, rows: Iterable[Row] = ()):
         self._rows = list(rows)
 
     def __repr__(self) -> str:
-        return f"History({len(self)} row{'s' * (len(self) != 1)})"
+        """How many rows, of which steps, and the first numbers of the last."""
+        count = f"{len(self):,} row{'s' * (len(self) != 1)}"
+        if not self._rows:
+            return f"History({count})"
+        first, last = self._rows[0].step, self._rows[-1]
+        steps = f"step {first}" if first == last.step else f"steps {first:,} to {last.step:,}"
+        numbers = [f"{last.phase} {name} {value:.4g}" for name, value in last.metrics.items()]
+        return f"History({', '.join([count, steps, *numbers[:SHOWN], *['...'][: len(numbers) > SHOWN]])})"
+
+    def _repr_html_(self) -> str:
+        """A table of the last rows, for notebooks."""
+        from html import escape
+
+        flat = [row.flat() for row in self._rows[-LAST:]]
+        names = list(dict.fromkeys((*FIELDS, *(name for row in flat for name in row))))
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
+        lines = [[row.get(name, "") for name in names] for row in flat]
+        cells = [[f"{cell:.6g}" if isinstance(cell, float) else escape(str(cell)) for cell in line] for line in lines]
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in cells)
+        return f"<table><caption>{escape(repr(self))}</caption><tr>{head}</tr>{body}</table>"
 
     def __len__(self) -> int:
         return len(self._rows)
