@@ -56,6 +56,7 @@ class Optimizer:
         links: the parts of a chain.
         consume: an update that may write over the `opt_state` and `params` that it is given, and gives the same bits;
             None where there is no other than `update`.
+        traceable: whether `update` runs under `torch.func.vmap`, and in a graph.
 
     Example:
         >>> def update(grads, opt_state, params): return params - 0.5 * grads, opt_state
@@ -68,6 +69,7 @@ class Optimizer:
     flush: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] = untouched
     links: "tuple[Link, ...] | None" = field(default=None, repr=False)
     consume: Update | None = field(default=None, repr=False)
+    traceable: bool = field(default=True, repr=False)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def chain(*links: Link) -> Any:
 
     # The last link's update gives parameters where the others give gradients: an optimizer's chain is the same fold.
     if flat and isinstance(flat[-1], Optimizer):
-        return Optimizer(init, transform, last_flush, links=flat, consume=consume)
+        return Optimizer(init, transform, last_flush, links=flat, consume=consume, traceable=flat[-1].traceable)
     return GradientTransform(init, transform, links=flat, consume=consume)
 
 
@@ -262,7 +264,8 @@ def grouped(optimizer: Optimizer, groups: Sequence[tuple[Predicate, Optimizer | 
         leaves, new = whole(here, [one.flush(state, params) for one, state, params in mine])
         return here.give(leaves), new
 
-    return Optimizer(init, update, flush_all, consume=consume)
+    traceable = all(one.traceable for one in optimizers)
+    return Optimizer(init, update, flush_all, consume=consume, traceable=traceable)
 
 
 @pytree
@@ -379,7 +382,7 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
         params, inner = optimizer.flush(state.inner, params)
         return params, replace(state, inner=inner)
 
-    return Optimizer(init, update, apply_open, consume=consume)
+    return Optimizer(init, update, apply_open, consume=consume, traceable=optimizer.traceable)
 
 
 def _sum_dtype(tensor: Tensor) -> torch.dtype:

@@ -71,4 +71,4 @@ def frozen(optimizer: Optimizer) -> Optimizer:
     def flush(state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         return unless_frozen(state, params, lambda inner, traced: optimizer.flush(inner, params))
 
-    return Optimizer(init, update, flush, consume=consume)
+    return Optimizer(init, update, flush, consume=consume, traceable=optimizer.traceable)

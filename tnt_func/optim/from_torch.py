@@ -121,7 +121,7 @@ def from_torch(
         ],
         kernel=KERNELS.get(cls),
     )
-    return Optimizer(adapter.init, adapter.update, consume=adapter.consume)
+    return Optimizer(adapter.init, adapter.update, consume=adapter.consume, traceable=False)
 
 
 @dataclass(frozen=True)
