@@ -297,10 +297,11 @@ def assert_tree_finite(tree: PyTree, *, name: str = "tree") -> None:
 
 @contextmanager
 def assert_max_compilations(n: int) -> Generator[None]:
-    """torch.compile compiles at most n graphs in the block; as a decorator, in each call. After chex.assert_max_traces.
+    """At most n graphs are compiled in the block; as a decorator, in each call. After chex.assert_max_traces.
 
-    Counts every graph that Dynamo hands to a backend in this process: the first compilation, recompilations, and the
-    parts that a graph break leaves. The backward pass of a graph is not counted again.
+    Counts every graph that Dynamo hands to a backend in this process (the first compilation, recompilations, and the
+    parts that a graph break leaves; the backward pass of a graph is not counted again), and every graph that
+    `tnt.compiled` makes.
 
     Args:
         n: graphs.
@@ -318,18 +319,43 @@ def assert_max_compilations(n: int) -> Generator[None]:
     from torch._dynamo.utils import counters, get_compilation_metrics  # pyright: ignore
 
     graphs, earlier = counters["stats"]["unique_graphs"], get_compilation_metrics()
-    yield
-    count = counters["stats"]["unique_graphs"] - graphs
+    own: list[str] = []
+    _watching.append(own)
+    try:
+        yield
+    finally:
+        _watching.remove(own)
+    count = counters["stats"]["unique_graphs"] - graphs + len(own)
     if count <= n:
         return
-    lines = [
+    lines = own + [
         f"{made.co_name} ({made.co_filename}:{made.co_firstlineno}): "
         + (made.recompile_reason or "compiled for the first time").splitlines()[0].strip()
         for made in get_compilation_metrics()
         if made.has_guarded_code and not any(made is other for other in earlier)
     ]
     advice = "Keep structure, shapes and dtypes the same, give what varies as a tensor, or compile with dynamic=True."
-    _fail(lines, f"torch.compile made {count} graphs, expected at most {n}. {advice}")
+    _fail(lines, f"{count} graphs were compiled, expected at most {n}. {advice}")
+
+
+_watching: list[list[str]] = []
+
+
+def record_compilation(line: str) -> None:
+    """Tell every `assert_max_compilations` around that a graph was compiled.
+
+    Args:
+        line: of what, and why.
+
+    Example:
+        >>> with assert_max_compilations(0):
+        ...     record_compilation("train_step: compiled for the first time")
+        Traceback (most recent call last):
+        tnt_func.errors.TreeError: train_step: compiled for the first time
+        1 graphs were compiled, expected at most 0. ...
+    """
+    for lines in _watching:
+        lines.append(line)
 
 
 def _assert_leaves(tree: PyTree, name: str, fits: Callable[[Any], bool], expected: str, advice: str) -> None:

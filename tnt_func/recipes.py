@@ -139,7 +139,7 @@ class Supervised:
 def _samples(inputs: Any) -> int:
     """The first dimension of the first tensor that has one."""
     leaves = (inputs,) if isinstance(inputs, Tensor) else trees.tensors(inputs)
-    return next((len(leaf) for leaf in leaves if leaf.dim() > 0), 1)
+    return next((leaf.shape[0] for leaf in leaves if leaf.dim() > 0), 1)
 
 
 def _on(device: torch.device, batch: Batch) -> Batch:

@@ -24,6 +24,7 @@ import torch
 from tnt_func import pytree as trees
 from tnt_func import rng
 from tnt_func.arguments import expects
+from tnt_func.compiling import Compiled
 from tnt_func.data.cursors import BLANK
 from tnt_func.errors import ContractError, StructureError, UsageTypeError, call, kind_of
 from tnt_func.state import State
@@ -162,7 +163,9 @@ class Transitions:
         self.phase: Phase = unit.phase
         self._kind = type(unit).__name__
         self._trains = unit.phase == "train"
-        self._step, self._step_name = step_of(unit), f"{unit.phase}_step"
+        step, self._step_name = step_of(unit), f"{unit.phase}_step"
+        self._merges = isinstance(step, Compiled) and step.metrics is unit.metrics
+        self._step = step.merging if isinstance(step, Compiled) and self._merges else step
         self._hooks = {
             point: links(hook_of(unit, unit.phase, point), f"{self._kind}.on_{unit.phase}_{point}") for point in POINTS
         }
@@ -215,7 +218,7 @@ class Transitions:
             _check_structure(self._step_name, state, after)
             self._compared = True
         moved = state.progress.put(self.phase, progress.after_step())
-        if not self._metrics:
+        if self._merges or not self._metrics:
             return after.replace(progress=moved, output=output)
         return after.replace(progress=moved, output=output, metrics=self._merged(after, output))
 

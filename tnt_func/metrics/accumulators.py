@@ -244,7 +244,7 @@ def last(name: str) -> Metric:
     return Metric(lambda: Last(_scalar(float("nan")), torch.tensor(False)), of, elementwise=True)
 
 
-def _scalar(number: float) -> Tensor:
+def _scalar(number: float | torch.SymInt) -> Tensor:
     return torch.scalar_tensor(number, dtype=torch.float64)
 
 
@@ -273,7 +273,7 @@ def entry(output: Output, name: str) -> Any:
 
 def _number(output: Output, name: str) -> Tensor:
     value = entry(output, name)
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float, torch.SymInt)):
         return _scalar(value)
     try:
         number = value if type(value) is Tensor else torch.as_tensor(value)

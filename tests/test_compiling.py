@@ -1,0 +1,211 @@
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import tnt_func as tnt
+from tnt_func.compiling import RecompilationWarning, compiled
+from tnt_func.compiling.plans import Plan
+from tnt_func.compiling.templates import Template
+from tnt_func.errors import ContractError, StructureError, TreeError, UsageError
+
+
+def net() -> nn.Module:
+    layers = nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3)
+    return nn.Sequential(*layers)
+
+
+def data(*sizes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(n, 4, generator=generator), torch.randint(0, 3, (n,), generator=generator))
+        for n in sizes or (6, 6, 3)
+    ]
+
+
+def fit_unit(**options: Any) -> tuple[tnt.FitUnit, tnt.State]:
+    torch.manual_seed(0)
+    optimizer = tnt.optim.chain(
+        tnt.optim.clip_by_global_norm(1.0), tnt.optim.adamw(tnt.schedules.cosine(1e-2, steps=20))
+    )
+    return tnt.supervised(net(), F.cross_entropy, optimizer, key=tnt.key(0), **options)
+
+
+def step_of(function: Any, **options: Any) -> Any:
+    return compiled(tnt.TrainUnit(train_step=function), backend="aot_eager", **options).train_step
+
+
+STATE = tnt.State(params={"w": torch.ones(2)}, key=tnt.key(0))
+
+
+def test_a_whole_run_is_compiled_once_and_is_the_run():
+    unit, state = fit_unit()
+    fast = compiled(unit, backend="aot_eager")
+    with tnt.asserts.assert_max_compilations(2):
+        paused = tnt.fit(fast, state, data(), data(), max_steps=4, evaluate_every_n_steps=2)
+        got = tnt.fit(fast, paused, data(), data(), max_epochs=3, evaluate_every_n_steps=2)
+    paused = tnt.fit(unit, state, data(), data(), max_steps=4, evaluate_every_n_steps=2)
+    expected = tnt.fit(unit, paused, data(), data(), max_epochs=3, evaluate_every_n_steps=2)
+    tnt.asserts.assert_trees_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_donated_equals_not_donated_and_lies_where_it_lay():
+    unit, state = fit_unit()
+    fast = compiled(unit, backend="aot_eager")
+    expected = tnt.fit(fast, state, data(), data(), max_epochs=2)
+    tnt.asserts.assert_trees_equal(tnt.fit(tnt.transforms.donate(fast), state, data(), data(), max_epochs=2), expected)
+    both = compiled(tnt.transforms.donate(unit), backend="aot_eager")
+    tnt.asserts.assert_trees_equal(tnt.fit(both, state, data(), data(), max_epochs=2), expected)
+    train = tnt.transforms.donate(fast).train_unit
+    first = tnt.prepare(train, state)
+    where = {name: leaf.data_ptr() for name, leaf in first.params.items()}
+    after, _ = train.train_step(first, data()[0])
+    assert {name: leaf.data_ptr() for name, leaf in after.params.items()} == where
+
+
+def test_inductor_runs_the_step():
+    unit, state = fit_unit()
+    fast = compiled(unit)
+    expected = tnt.fit(unit, state, data(), data(), max_epochs=2)
+    got = tnt.fit(fast, state, data(), data(), max_epochs=2)
+    tnt.asserts.assert_trees_close(got, expected, rtol=1e-4, atol=1e-6)
+    donated = tnt.train(tnt.transforms.donate(fast).train_unit, state, data(), max_epochs=2)
+    tnt.asserts.assert_trees_equal(donated.params, got.params)
+
+
+def test_another_structure_is_told_with_the_leaf_that_changed():
+    step = step_of(lambda state, batch: (state.replace(params=tnt.treemath.scale(state.params, batch[0])), {}))
+    step(STATE, (2.0, torch.ones(3)))
+    with pytest.warns(
+        RecompilationWarning, match=r"train_step is compiled again: batch\[0\] was float 2.0 and is float 3.0"
+    ):
+        state, _ = step(STATE, (3.0, torch.ones(3)))
+    assert state.params["w"].tolist() == [3.0, 3.0]
+    with pytest.warns(RecompilationWarning, match=r"batch\[1\] was float32\[3\] and is float64\[3\]"):
+        step(STATE, (3.0, torch.ones(3).double()))
+    assert [each.number for each in step.compilations] == [1, 2, 3]
+    step(STATE, (2.0, torch.ones(5)))
+    assert len(step.compilations) == 3
+
+
+def test_a_size_that_the_step_reads_is_compiled_for():
+    step = step_of(lambda state, batch: (state, {"size": len(batch), "sum": batch.sum()}))
+    assert step(STATE, torch.ones(3))[1]["size"] == 3
+    with pytest.warns(RecompilationWarning, match=r"batch was float32\[3\] and is float32\[4\]"):
+        assert step(STATE, torch.ones(4))[1]["size"] == 4
+    open_step = step_of(lambda state, batch: (state, {"size": batch.shape[0], "sum": batch.sum()}))
+    outputs = [open_step(STATE, torch.ones(n))[1] for n in (3, 4)]
+    assert [(x["size"], x["sum"].item()) for x in outputs] == [(3, 3.0), (4, 4.0)]
+
+
+def test_a_batch_that_holds_a_tensor_twice():
+    step = step_of(lambda state, batch: (state, batch[0] + 2 * batch[1]))
+    x = torch.ones(2)
+    assert step(STATE, (x, x))[1].tolist() == [3.0, 3.0]
+    assert step(STATE, (x, 3 * x))[1].tolist() == [7.0, 7.0]
+    assert len(step.compilations) == 1
+
+
+def test_what_comes_back_as_it_was_given_is_the_very_same():
+    step = step_of(lambda state, batch: (state, {"batch": batch, "view": batch[0], "params": state.params}))
+    batch = torch.ones(3)
+    state, output = step(STATE, batch)
+    assert state is STATE and output["batch"] is batch and output["params"]["w"] is STATE.params["w"]
+    assert output["view"].untyped_storage().data_ptr() != batch.untyped_storage().data_ptr()
+
+
+def test_params_that_change_places_are_donated():
+    def swap(state: tnt.State, batch: Any) -> Any:
+        return state.replace(params={"a": state.params["b"], "b": state.params["a"]}), {}
+
+    step = step_of(swap).donating()
+    state = STATE.replace(params={"a": torch.zeros(2), "b": torch.ones(2)})
+    after, _ = step(state, None)
+    assert (after.params["a"].tolist(), after.params["b"].tolist()) == ([1.0, 1.0], [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "match"),
+    [
+        (
+            lambda state, batch: (state, {"x": batch.sum().item()}),
+            ContractError,
+            "looks at the value of a tensor; .*line",
+        ),
+        (lambda state, batch: (state, {}) if batch.sum() > 0 else None, ContractError, "looks at the value"),
+        (lambda state, batch: (state, {"seed": state.key.seed}), ContractError, "reads state.key"),
+        (lambda state, batch: (state, {"n": state.progress.train.steps}), ContractError, "reads state.progress"),
+        (
+            lambda state, batch: (state, {"x": state.memory["other"] + 1}),
+            ContractError,
+            r"reads state.memory\['other'\]",
+        ),
+        (lambda state, batch: (state.remember("new", batch), {}), StructureError, r"wrote state.memory\['new'\]"),
+        (lambda state, batch: (state.request_stop("enough"), {}), ContractError, "stopping is for hooks"),
+        (lambda state, batch: state, ContractError, "returned State"),
+    ],
+    ids=["item", "branch", "key", "progress", "memory", "new slot", "stop", "no output"],
+)
+def test_what_a_compiled_step_must_not_do(function: Any, error: type[Exception], match: str):
+    with pytest.raises(error, match=match):
+        step_of(function)(STATE.remember("other", torch.ones(1)), torch.ones(3))
+
+
+def test_a_state_that_requires_grad_is_refused():
+    state = STATE.replace(params={"w": torch.ones(2, requires_grad=True)})
+    with pytest.raises(UsageError, match=r"params\['w'\], which requires grad"):
+        step_of(lambda state, batch: (state, {}))(state, None)
+
+
+def test_compilations_are_counted_and_told():
+    told: list[Any] = []
+    unit = compiled(
+        tnt.TrainUnit(train_step=lambda state, batch: (state, batch + 1)), backend="aot_eager", on_compile=told.append
+    )
+    with pytest.raises(TreeError, match="train_step: compiled for the first time\n1 graphs were compiled"):
+        with tnt.asserts.assert_max_compilations(0):
+            unit.train_step(STATE, torch.ones(2))
+    assert [(each.step, each.done) for each in told] == [("train_step", False), ("train_step", True)]
+
+
+def test_draws_are_those_of_the_scope():
+    step = step_of(lambda state, batch: (state, {"noise": torch.rand_like(batch)}))
+    outputs = []
+    for _ in range(2):
+        with tnt.rng.scope(tnt.key(3)):
+            outputs.append(step(STATE, torch.ones(3))[1]["noise"])
+    with tnt.rng.scope(tnt.key(3)):
+        assert all(torch.equal(torch.rand(3), noise) for noise in outputs[:1])
+    assert torch.equal(*outputs)
+
+
+def test_a_size_of_one_is_a_structure_of_its_own():
+    step = step_of(lambda state, batch: (state, {"mean": batch.mean()}))
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        outputs = [step(STATE, torch.ones(n))[1]["mean"].item() for n in (4, 1, 3, 1)]
+    assert outputs == [1.0] * 4 and len(step.compilations) == 2
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [{"a": 1, "b": {"c": (2, [3])}}, [], (1, (2, 3)), STATE, {"x": tnt.optim.sgd(0.1).init({"w": torch.ones(2)})}],
+    ids=["dicts", "empty", "tuples", "State", "OptState"],
+)
+def test_templates_take_apart_what_torch_does(tree: Any):
+    template = Template.of(tree)
+    leaves = template.take(tree)
+    assert leaves is not None and len(leaves) == len(tnt.pytree.leaves(tree))
+    assert all(a is b for a, b in zip(leaves, tnt.pytree.leaves(tree), strict=True))
+    assert tnt.pytree.equal(template.give(leaves), tree)
+    assert template.take({"other": tree}) is None
+
+
+def test_a_plan_is_for_what_it_was_made_for():
+    plan = Plan(lambda parts: {"y": parts["x"].T @ parts["x"]}, {"x": torch.ones(3, 2)}, backend="aot_eager")
+    assert plan.take({"x": torch.ones(2, 3).T}) is None
+    assert plan.take({"x": torch.ones(3, 2, dtype=torch.float64)}) is None
+    assert plan.take({"x": [torch.ones(3, 2)]}) is None

@@ -1,0 +1,74 @@
+"""A unit whose steps are compiled."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from tnt_func.compiling.backends import Backend
+from tnt_func.compiling.steps import Compiled, OnCompile
+from tnt_func.donation import donates
+from tnt_func.types import typed
+from tnt_func.unit import FitUnit, PhaseUnit, Unit, step_of
+
+U = TypeVar("U", bound=Unit)
+
+
+@typed
+def compiled(
+    unit: U,
+    *,
+    dynamic: bool = True,
+    metrics: bool = True,
+    backend: Backend = "inductor",
+    options: Mapping[str, Any] | None = None,
+    on_compile: OnCompile | None = None,
+) -> U:
+    """The unit whose steps run as one graph each: of a FitUnit, all of them.
+
+    Args:
+        unit: its steps are functions of params, buffers, opt_state, the batch and the unit's own slots of memory.
+            Transforms come before: `compiled(ema(microbatch(unit, 4)))`.
+        dynamic: whether one graph serves batches of any size from 2 on. If not, each size is compiled.
+        metrics: whether metrics are merged inside; write False for one that grows, or that looks at values.
+        backend: "inductor", or "aot_eager", which traces and checks the same and generates no code.
+        options: of inductor, over those of `backends.OPTIONS`: {"fallback_random": False} draws inside the kernels,
+            faster and other numbers than the step as it was.
+        on_compile: called with a `Compilation` before and after each.
+
+    Raises:
+        ContractError: at the first step, where it looks at values, or reads `key`, `progress` or a foreign slot.
+
+    Example:
+        >>> from tnt_func.unit import EvalUnit
+        >>> compiled(EvalUnit(eval_step=max)).eval_step.phase
+        'eval'
+
+    References:
+        jax.jit; torch.fx.experimental.proxy_tensor.make_fx; torch._inductor.
+    """
+
+    def part(one: PhaseUnit) -> Any:
+        step = step_of(one)
+        if isinstance(step, Compiled):
+            return one
+        made = Compiled(
+            step,
+            one.phase,
+            one.metrics if metrics else {},
+            tuple(one.memory),
+            dynamic=dynamic,
+            donates=donates(step),
+            backend=backend,
+            options=options or {},
+            on_compile=on_compile,
+        )
+        return replace(one, **{f"{one.phase}_step": made})
+
+    if not isinstance(unit, FitUnit):
+        return part(unit)
+    changes: dict[str, Any] = {
+        name: part(getattr(unit, name))
+        for name in ("train_unit", "eval_unit", "predict_unit")
+        if getattr(unit, name) is not None
+    }
+    return replace(unit, **changes)
