@@ -9,6 +9,7 @@ Example:
     (tensor(9.), 'aux', {'w': tensor(6.)})
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ from tnt_func.errors import ContractError
 from tnt_func.types import PyTree
 
 A = TypeVar("A")
+_requires_grad = operator.attrgetter("requires_grad")
+_run_backward: Any = getattr(torch.autograd.graph, "_engine_run_backward", None)
 
 
 def value_and_grad(objective: Callable[[PyTree], tuple[Tensor, A]], params: PyTree) -> tuple[Tensor, A, PyTree]:
@@ -47,11 +50,14 @@ def value_and_grad(objective: Callable[[PyTree], tuple[Tensor, A]], params: PyTr
     if torch.compiler.is_compiling() or _transformed():
         return _functional(objective, params)
     leaves, structure = _taken_apart(params)
-    given = [leaf.requires_grad for leaf in leaves] if torch.is_grad_enabled() else [False] * len(leaves)
-    inputs = [leaf if carries else leaf.detach().requires_grad_() for leaf, carries in zip(leaves, given, strict=True)]
-    kept = True in given
-    with torch.enable_grad():
+    enabled = torch.is_grad_enabled()
+    kept = enabled and any(map(_requires_grad, leaves))
+    inputs = [leaf if kept and leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves]
+    if enabled:
         value, aux = objective(_put_together(inputs, structure))
+    else:
+        with torch.enable_grad():
+            value, aux = objective(_put_together(inputs, structure))
     if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:  # pyright: ignore
         returned = trees.describe(value)
         if isinstance(value, Tensor) and value.dim() == 0:  # pyright: ignore
@@ -60,10 +66,19 @@ def value_and_grad(objective: Callable[[PyTree], tuple[Tensor, A]], params: PyTr
             f"the objective returned {returned}; it is differentiated, so it returns a 0-d tensor computed from the "
             "parameters. Write loss.mean(), and compute the loss from the params that it is given."
         )
-    grads = torch.autograd.grad(value, inputs, create_graph=kept, allow_unused=True)
-    if not kept:
-        value, aux = value.detach(), trees.map(_detached, aux)
-    return value, aux, _put_together(grads, structure)
+    if kept:
+        grads = torch.autograd.grad(value, inputs, create_graph=True, allow_unused=True)
+        return value, aux, _put_together(grads, structure)
+    return value.detach(), trees.map(_detached, aux), _put_together(_grads(value, inputs, structure), structure)
+
+
+def _grads(value: Tensor, inputs: list[Tensor], structure: Any) -> Sequence[Tensor | None]:
+    """`torch.autograd.grad`, without its checks where they are made already: they cost as much as a small layer."""
+    if _run_backward is None or type(structure) is not tuple or type(value) is not Tensor or value.is_complex():
+        return torch.autograd.grad(value, inputs, allow_unused=True)
+    return _run_backward(
+        (value,), (torch.ones_like(value),), False, False, tuple(inputs), True, accumulate_grad=False
+    )
 
 
 def _taken_apart(params: PyTree) -> tuple[list[Tensor], Any]:
