@@ -12,7 +12,7 @@ from test_observers_recorder import FIRST, UNIT, fit, tags
 
 import tnt_func as tnt
 from tnt_func.errors import MissingExtraError, UsageError
-from tnt_func.observers import History, Row, Writer, mlflow_writer, recorder
+from tnt_func.observers import History, Row, Writer, isolate, mlflow_writer, recorder
 
 LARGEST = sys.float_info.max.hex()
 IN_SQLITE = {"inf": LARGEST, "-inf": f"-{LARGEST}", "-0x0.0p+0": "0x0.0p+0"}
@@ -102,6 +102,16 @@ def test_other_params_are_refused_and_a_failed_run_is_one(uri: str):
     with pytest.raises(ZeroDivisionError):
         fit(state, [recorder(mlflow_writer("e", "run", tracking_uri=uri)), failing], max_epochs=2)
     assert [run.info.status for run in runs(uri, "e")] == ["FAILED"]
+
+
+def test_a_server_that_refuses(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    writer = mlflow_writer("g", "run", tracking_uri="http://127.0.0.1:1")
+    with pytest.raises(MlflowException, match="[Cc]onnection"):
+        fit(FIRST, [recorder(writer)], max_epochs=1)
+    state = fit(FIRST, [isolate(recorder(writer))], max_epochs=1)
+    assert tnt.digest(state) == tnt.digest(fit(FIRST, [], max_epochs=1))
+    assert [record.name for record in caplog.records].count("tnt_func.observers") == 1
 
 
 def test_many_params(uri: str):

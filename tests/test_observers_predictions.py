@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import math
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,22 @@ def test_a_run_that_fails_leaves_the_file_that_was_there(tmp_path: Path):
         tnt.predict(UNIT, FIRST, DATA[:1], observers=[observer])
         assert (tmp_path / name).read_bytes() != before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.parquet"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+@pytest.mark.parametrize("limit", [0, 100, 600])
+def test_a_disk_that_is_full_leaves_the_file_that_was_there(tmp_path: Path, name: str, limit: int):
+    (tmp_path / name).write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            predicted(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "old"
+    predicted(tmp_path / name)
+    assert (tmp_path / name).stat().st_size > 600
 
 
 def test_a_loop_that_is_dropped_and_begun_again_has_no_row_twice(tmp_path: Path):

@@ -135,10 +135,12 @@ class Predictions:
 
     def close(self) -> None:
         """Remove what was not finished."""
-        if self._table is not None:
-            self._table.close()
-            self._new.unlink(missing_ok=True)
-        self._table = self._names = None
+        table, self._table, self._names = self._table, None, None
+        if table is not None:
+            try:
+                table.close()
+            finally:
+                self._new.unlink(missing_ok=True)
 
     def _write(self, event: Event) -> None:
         columns = dict(self._columns(event))
@@ -149,12 +151,13 @@ class Predictions:
         self._table.write({name: x.detach().cpu() if isinstance(x, torch.Tensor) else x for name, x in columns.items()})
 
     def _finish(self) -> None:
-        if self._table is not None:
-            table, self._table, self._names = self._table, None, None
-            table.close()
-            with open(self._new, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self._new, self._path)
+        if self._table is None:
+            return
+        self._table.close()
+        with open(self._new, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self._new, self._path)
+        self._table = self._names = None
 
     def _check(self, columns: Mapping[str, Any]) -> None:
         wrong = [f"{name}: {kind_of(x)}" for name, x in columns.items() if not _is_column(x)]
