@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
-from tnt_func.donation import consumed, donates, donating, known_separate, separated, spend
+from tnt_func.donation import consumed, donates, donating, noted, separated, spend
 from tnt_func.errors import ContractError, UsageError, UsageTypeError
 from tnt_func.metrics import Metric
 from tnt_func.rng import key
@@ -276,7 +276,7 @@ class Focused:
             state, storages = separated(state)
         before = self.zoomed(state)
         if storages is not None:
-            known_separate(before, storages)
+            noted(before, storages.pointers)
         try:
             after, output = self.inner(before, batch)
             return self.put_back(state, before, after), _over(_mapping("focus", output), self.prefix)

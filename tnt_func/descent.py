@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
 
-from tnt_func.donation import Storages, copied_from, separated, spend
+from tnt_func.donation import Storages, copied_from, noted, separated, spend
 from tnt_func.gradients import value_and_grad
 from tnt_func.optim import Optimizer
 from tnt_func.optim.layout import is_traced
@@ -150,13 +150,9 @@ class Descent:
         state, storages = separated(given)
         params, opt_state = self._own(state)
         slope = _apart(self.differentiate(self.objective, params, state, batch), state, storages)
-        guards, amendments = _guards_first(self.amendments)
+        guards, amendments, reads = _told_apart(self.amendments)
         allowed = [guard.allows(state, slope) for guard in guards]
-        # What reads an old leaf gets a copy of it.
-        read = {
-            name for amend in amendments for name in (amend.reads if isinstance(amend, Amending) else Amending.reads)
-        }
-        before = state.replace(**{name: keep(getattr(state, name)) for name in read}) if read else state
+        before = state.replace(**{name: keep(getattr(state, name)) for name in reads}) if reads else state
         new = params, opt_state
         try:
             if all(each.item() for each in allowed):
@@ -166,6 +162,8 @@ class Descent:
                 after = guard.settle(state, after, each)
             for amend in amendments:
                 after, slope = amend(before, after, slope)
+            if storages.are_of(after) and after.memory is state.memory and after.buffers is slope.buffers:
+                noted(after, storages.pointers)
             return after, slope.output
         finally:
             spend(given)
@@ -176,10 +174,14 @@ def _with(tree: dict[str, PyTree], part: str, new: PyTree) -> dict[str, PyTree]:
     return tree if tree[part] is new else {**tree, part: new}
 
 
-def _guards_first(amendments: tuple[Amendment, ...]) -> tuple[list[Guard], tuple[Amendment, ...]]:
-    """The guards that nothing comes before, and what follows; those that do not come first are no different from it."""
+def _told_apart(amendments: tuple[Amendment, ...]) -> tuple[list[Guard], tuple[Amendment, ...], set[str]]:
+    """The guards that nothing comes before, what follows, and what those read: guards among them are no different."""
+    if not amendments:
+        return [], (), set()
     guards = list(itertools.takewhile(lambda amend: isinstance(amend, Guard), amendments))
-    return cast(list[Guard], guards), amendments[len(guards) :]
+    rest = amendments[len(guards) :]
+    reads = {name for amend in rest for name in (amend.reads if isinstance(amend, Amending) else Amending.reads)}
+    return cast(list[Guard], guards), rest, reads
 
 
 def _apart(slope: Slope, state: State, storages: Storages) -> Slope:

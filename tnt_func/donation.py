@@ -15,7 +15,7 @@ Example:
 """
 
 import operator
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -127,23 +127,30 @@ def consumed(state: Any) -> bool:
 
 
 class Storages:
-    """Where the tensors lie that a step consumes, and the trees that are known to lie elsewhere.
+    """Where the tensors lie that a step consumes, and the trees of a state that are known to lie elsewhere.
 
     It goes with a state, beside its fields, so that a run looks at a tree once and not at every step. A copy of the
     state has other memory, and begins anew.
 
     Args:
-        trees: what was looked at: those that are consumed, then the others.
-        pointers: of the storages of the first ones.
+        state: what was looked at; its params and opt_state are what is consumed.
+        pointers: of their storages.
     """
 
-    __slots__ = ("pointers", "trees")
+    __slots__ = ("buffers", "memory", "opt_state", "params", "pointers")
 
-    def __init__(self, trees: tuple[PyTree, ...] = (), pointers: Set[int] = frozenset()):
-        self.trees, self.pointers = trees, pointers
+    def __init__(self, state: State | None = None, pointers: Set[int] = frozenset()):
+        self.pointers = pointers
+        if state is not None:
+            self.params, self.opt_state = state.params, state.opt_state
+            self.buffers, self.memory = state.buffers, state.memory
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Storages, ()
+        return type(None), ()
+
+    def are_of(self, state: State) -> bool:
+        """Whether they are those of a state."""
+        return self.params is state.params and self.opt_state is state.opt_state
 
     def hold(self, leaf: Any) -> bool:
         """Whether a tensor lies in the memory that is consumed."""
@@ -155,7 +162,7 @@ def copied_from(tree: PyTree, storages: Storages) -> PyTree:
 
     Example:
         >>> w = torch.ones(2)
-        >>> copied_from({"w": w, "v": 1}, Storages((), {w.untyped_storage().data_ptr()}))["w"] is w
+        >>> copied_from({"w": w, "v": 1}, separated(State(params=w, key=key(0)))[1])["w"] is w
         False
     """
     if not any(map(storages.hold, _leaves(tree))):
@@ -172,41 +179,40 @@ def separated(state: State) -> tuple[State, Storages]:
         >>> state.params["w"] is w, state.params["v"] is w, len(storages.pointers)
         (True, False, 2)
     """
-    own, others = (state.params, state.opt_state), _others(state)
-    known: Storages = state.__dict__.get("_storages") or Storages()
-    now = (*own, *others.values())
-    if len(now) == len(known.trees) and all(map(operator.is_, now, known.trees)):
-        return state, known
-    if not known.trees or not all(map(operator.is_, own, known.trees)):
-        pointers: set[int] = set()
-        own = tuple(_in_own_memory(tree, pointers) for tree in own)
-        known = Storages((), pointers)
-    looked = {id(tree) for tree in known.trees}
-    others = {name: tree if id(tree) in looked else copied_from(tree, known) for name, tree in others.items()}
-    storages = Storages((*own, *others.values()), known.pointers)
-    buffers = others.pop(None)
-    state = state.replace(params=own[0], opt_state=own[1], buffers=buffers, memory=others)
-    state.__dict__["_storages"] = storages
-    return state, storages
+    known: Storages | None = state.__dict__.get("_storages")
+    if known is not None and known.are_of(state):
+        if known.memory is state.memory and known.buffers is state.buffers:
+            return state, known
+        before, pointers = known.memory, known.pointers
+        params, opt_state = state.params, state.opt_state
+    else:
+        before, pointers = {}, set[int]()
+        params, opt_state = (_in_own_memory(tree, pointers) for tree in (state.params, state.opt_state))
+    found = Storages(None, pointers)
+    memory = {
+        name: slot if before.get(name, found) is slot else copied_from(slot, found)
+        for name, slot in state.memory.items()
+    }
+    if all(map(operator.is_, memory.values(), state.memory.values())):
+        memory = state.memory
+    buffers = copied_from(state.buffers, found)
+    state = state.replace(params=params, opt_state=opt_state, buffers=buffers, memory=memory)
+    return state, noted(state, pointers)
 
 
-def known_separate(state: State, storages: Storages) -> State:
-    """A part of a separated state, marked as such, so that a step does not look at it again.
+def noted(state: State, pointers: Set[int]) -> Storages:
+    """What is known of a separated state, or of a part of one: it is not looked at again.
 
     Example:
         >>> state, storages = separated(State(params={"w": torch.ones(2)}, key=key(0)))
-        >>> part = known_separate(state.replace(params=state.params["w"]), storages)
-        >>> separated(part)[0] is part
+        >>> part = state.replace(params=state.params["w"])
+        >>> known = noted(part, storages.pointers)
+        >>> separated(part)[1] is known
         True
     """
-    trees = (state.params, state.opt_state, *_others(state).values())
-    state.__dict__["_storages"] = Storages(trees, storages.pointers)
-    return state
-
-
-def _others(state: State) -> dict[str | None, PyTree]:
-    """The other trees of a state that may hold on to its tensors: the buffers, under None, and the slots of memory."""
-    return {None: state.buffers, **state.memory}
+    storages = Storages(state, pointers)
+    state.__dict__["_storages"] = storages
+    return storages
 
 
 def _in_own_memory(tree: PyTree, taken: set[int]) -> PyTree:
@@ -235,10 +241,10 @@ def _pointer(leaf: Tensor) -> int:
     return leaf.untyped_storage().data_ptr() if leaf.layout is torch.strided else 0
 
 
-def _leaves(tree: PyTree) -> list[Any]:
+def _leaves(tree: PyTree) -> Iterable[Any]:
     """`pytree.leaves`, at a tenth of its price for the flat dicts that outputs and buffers mostly are."""
-    if type(tree) is dict and all(type(leaf) in _PLAIN for leaf in tree.values()):
-        return list(tree.values())
+    if type(tree) is dict and _PLAIN.issuperset(map(type, tree.values())):
+        return tree.values()
     return trees.leaves(tree)
 
 

@@ -137,7 +137,7 @@ def _adam(
         return p - n["size"] * m / ((top[0] if top else v).sqrt() / n["root"] + n["eps"]), m, v, *top
 
     def leaves(n: Numbers, p: Any, g: Any, m: Any, v: Any, *top: Any) -> None:
-        t = torch.full((), n["t"], dtype=torch.float32, device=p[0].device)
+        t = torch.scalar_tensor(n["t"], dtype=torch.float32, device=p[0].device)
         update = kernels._fused_adamw_ if decoupled else kernels._fused_adam_
         update(
             p,
