@@ -35,7 +35,7 @@ __all__ = [
     "donates",
     "donating",
     "key",
-    "known_separate",
+    "noted",
     "separated",
     "spend",
     "take",
