@@ -66,6 +66,8 @@ def test_data_that_is_used_up_when_read_again_is_told():
     once = iter([torch.zeros(1), torch.ones(1)])
     (finding,) = findings(lambda epoch: list(once) or [torch.ones(1)])
     assert finding.startswith("train batch 0, 1 is another one")
+    once = iter([torch.zeros(1), torch.ones(1)])
+    assert findings(lambda epoch: once) == (finding,)
 
 
 def test_batches_of_objects_are_taken():
@@ -159,6 +161,17 @@ def test_a_loader_that_counts_for_itself_stays_where_it_is():
             fast_dev_run(unit.train_unit, state, data)
         orders.append(freeze(list(data)))
     assert orders[0] == orders[1] != freeze(list(data))
+
+
+def test_a_step_that_donates_consumes_neither_state_nor_what_is_looked_at_afterwards():
+    unit, state = linear(norm())
+    before = freeze(state)
+    unit = tnt.donate(unit)
+    (finding,) = fast_dev_run(unit, state, loader(33), loader(), steps=2).findings
+    assert "has 1 of 8 rows" in finding
+    assert sanity_check(unit, state, loader(), loader()).ok
+    assert overfit_batches(unit, state, loader(), steps=10, to=0.999).ok
+    assert freeze(state) == before
 
 
 # What is refused

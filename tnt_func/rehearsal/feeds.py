@@ -105,12 +105,7 @@ def read(data: Any, state: State, name: Phase, count: int) -> Feed:
             f"the {name} data is a one-shot {type(data).__name__}; what a rehearsal reads of it, the run would miss. "
             "Pass a list, a DataLoader, or a function of the epoch: lambda epoch: make_batches(epoch)."
         )
-    reads: list[Read] = []
-    started = perf_counter()
-    with _own_generators_kept(data), closing(_epoch(_passing(data), state, name)) as epoch:
-        for batch in islice(epoch, count):
-            reads.append(Read(batch, perf_counter() - started))
-            started = perf_counter()
+    reads = _reads(data, state, name, count)
     if not reads:
         raise UsageError(
             f"the {name} data gave no batch in epoch {state.progress.of(name).epochs}; there is nothing to rehearse. "
@@ -118,6 +113,16 @@ def read(data: Any, state: State, name: Phase, count: int) -> Feed:
         )
     length = describe(data)["length"]
     return Feed(name, data, state, tuple(reads), length if length >= 0 else None)
+
+
+def _reads(data: Any, state: State, phase: Phase, count: int) -> list[Read]:
+    reads: list[Read] = []
+    started = perf_counter()
+    with _own_generators_kept(data), closing(_epoch(_passing(data), state, phase)) as epoch:
+        for batch in islice(epoch, count):
+            reads.append(Read(batch, perf_counter() - started))
+            started = perf_counter()
+    return reads
 
 
 def read_each(
@@ -168,7 +173,7 @@ def looked_at(feed: Feed) -> list[str]:
     found = unclean(feed)
     # Only what the run's key does not decide can differ now.
     rng.seed(rng.fold_in(feed.state.key, "drawn again"))
-    again = [mark_of_batch(tree_of(one.batch)) for one in read(feed.data, feed.state, feed.name, len(held)).reads]
+    again = [mark_of_batch(tree_of(one.batch)) for one in _reads(feed.data, feed.state, feed.name, len(held))]
     differ = [str(index) for index, pair in enumerate(zip_longest(marks, again), start) if pair[0] != pair[1]]
     if differ:
         found.append(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from tnt_func import pytree as trees
 from tnt_func import rng
 from tnt_func.arguments import expects
@@ -80,7 +82,8 @@ def fast_dev_run(
     done, state = state.progress.train, state.replace(stop=None)
     epochs, steps_left = limit("max_epochs", max_epochs) - done.epochs, limit("max_steps", max_steps) - done.steps
     whole = attach(unit, *callbacks)
-    gradients, watch = Gradients(), Watch(any(not leaf.is_cpu for leaf in trees.tensors(state)))
+    waits = torch.accelerator.is_available() and any(not leaf.is_cpu for leaf in trees.tensors(state))
+    gradients, watch = Gradients(), Watch(waits)
     with rng.preserved():
         feeds = read_each("fast_dev_run", whole, state, train_data, eval_data, steps)
         observed = (watch.arrived, *observers, watch.left)
@@ -121,7 +124,7 @@ def _tried_last(unit: Any, state: State, feed: Feed) -> list[str]:
     batch, which = found
     part: TrainUnit | EvalUnit = getattr(unit, f"{feed.name}_unit", unit)
     try:
-        after = step(part, start_epoch(part, prepare(unit, state)), copied(batch))
+        after = step(part, start_epoch(part, prepare(unit, copied(state))), copied(batch))
     except Exception as error:
         advice = "Write drop_last=True, or make the step ready for it."
         failed = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

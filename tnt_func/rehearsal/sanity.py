@@ -8,6 +8,7 @@ import torch
 from tnt_func import pytree as trees
 from tnt_func import rng
 from tnt_func.arguments import expects
+from tnt_func.donation import donates
 from tnt_func.events import Event, Observer, fold
 from tnt_func.rehearsal.feeds import Feed, copied, looked_at, read_each
 from tnt_func.rehearsal.findings import Rehearsal, counted, course, metrics, said, several, shapes, spoilt, tree_of
@@ -17,7 +18,7 @@ from tnt_func.runs import evaluate_events, train_events
 from tnt_func.state import State
 from tnt_func.transitions import prepare
 from tnt_func.types import typed
-from tnt_func.unit import RESERVED, Callback, EvalUnit, FitUnit, TrainUnit, attach
+from tnt_func.unit import RESERVED, Callback, EvalUnit, FitUnit, TrainUnit, attach, step_of
 
 KEPT = ("params", "buffers", "opt_state", "memory")
 
@@ -86,7 +87,8 @@ def _lawful(
     unit: TrainUnit | EvalUnit, state: State, feed: Feed, facts: dict[str, str], values: dict[str, float]
 ) -> list[str]:
     """What is to be said of two runs from one state; what there is to tell of them is put into facts and values."""
-    first, second = Ledger(marking=True), Ledger(marking=False)
+    # A step that donates writes over what it is given, as it should.
+    first, second = Ledger(marking=not donates(step_of(unit))), Ledger(marking=False)
     end = _run(unit, state, feed, first)
     # Only what is not in the state can differ now.
     rng.seed(rng.fold_in(state.key, "elsewhere"))
