@@ -19,6 +19,7 @@ import torch
 from tnt_func.checkpoint.manifest import Manifest
 from tnt_func.checkpoint.parts import parts
 from tnt_func.checkpoint.tensors import check, write
+from tnt_func.ensembles import PerMember
 from tnt_func.errors import CheckpointError, StructureError, UsageError, kind_of
 from tnt_func.state import State
 from tnt_func.types import typed
@@ -97,7 +98,7 @@ def save(
 
 
 def numbers(state: State) -> dict[str, dict[str, float]]:
-    """The metrics of a state that are one number, by phase and name.
+    """The metrics of a state that are one number, by phase and name; of an ensemble, means and each member's.
 
     Example:
         >>> from tnt_func.metrics import mean
@@ -111,6 +112,9 @@ def numbers(state: State) -> dict[str, dict[str, float]]:
 def _numbers(accumulators: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, accumulator in accumulators.items():
         try:
+            if isinstance(accumulator, PerMember):
+                yield from accumulator.numbers(name).items()
+                continue
             value = torch.as_tensor(accumulator.value())
         except Exception:
             continue  # What has seen nothing may have no value; a checkpoint is no place to find that out.

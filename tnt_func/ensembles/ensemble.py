@@ -24,11 +24,14 @@ Example:
 """
 
 import functools
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 
+from tnt_func.descent import Descent
+from tnt_func.donation import donates
 from tnt_func.ensembles.calls import Batches, Call, looped, vmapped
 from tnt_func.ensembles.members import stacked, taken
 from tnt_func.ensembles.metrics import per_member
@@ -36,6 +39,7 @@ from tnt_func.ensembles.stacking import PREFIX, SLOT, inside, size_of, stop_memb
 from tnt_func.errors import ContractError, UsageError, call, kind_of
 from tnt_func.optim.layout import is_traced
 from tnt_func.state import State
+from tnt_func.transforms.seams import inside as seen_through
 from tnt_func.types import Batch, Output, Phase, PyTree, typed
 from tnt_func.unit import (
     POINTS,
@@ -83,11 +87,12 @@ def ensemble(
         batch: whether all are given the same batch, or each one of its own: [members, batch, ...].
         chunk_size: members that are stepped at once, where memory is short; all, if not given.
         loop: whether to step one member after another, for steps that torch.func.vmap does not take: the same numbers
-            at the price of single runs. If not given, where the optimizer is one of `optim.from_torch`.
+            at the price of single runs. If not given, where the optimizer does not run under vmap (`traceable`), as
+            those of `optim.from_torch` do not, and with a warning.
 
     Raises:
-        UsageError: an argument is out of range; or, later, the state is not stacked or has another size, or the step
-            cannot be vmapped.
+        UsageError: an argument is out of range, or the step donates; or, later, the state is not stacked or has another
+            size, or the step cannot be vmapped.
 
     Example:
         >>> from tnt_func.unit import TrainUnit
@@ -97,22 +102,26 @@ def ensemble(
     for name, number in (("size", size), ("chunk_size", chunk_size)):
         if number is not None and number < 1:
             raise UsageError(f"ensemble was given {name}={number}; it is at least 1. Write {name}=8, say.")
-    taking = _Taking(size, batch == "own", chunk_size, bool(loop))
+    if any(donates(step_of(part)) for part in parts(unit)):
+        raise UsageError(
+            "ensemble was given a unit that donates, whose members would write over each other. Donate the whole: "
+            "tnt.donate(tnt.compiled(tnt.ensemble(unit, size)))."
+        )
+    looping = {part.phase: not _vmaps(step_of(part)) if loop is None else loop for part in parts(unit)}
+    if loop is None and any(looping.values()):
+        warnings.warn(
+            f"ensemble takes the {size} members one after another: their optimizer does not run under torch.func.vmap. "
+            "Write tnt.optim.adamw(...) or another native one, or loop=True to say that this is meant.",
+            stacklevel=3,
+        )
     slots = {SLOT: functools.partial(_unstacked, size)}
     slots |= {f"{PREFIX}{name}": _FirstOfEach(first, name, size) for name, first in memories(unit).items()}
-    changed: dict[str, Any] = {f"{part.phase}_unit": _ensembled(part, taking, slots) for part in parts(unit)}
+    changed: dict[str, Any] = {}
+    for part in parts(unit):
+        step = EnsembleStep(step_of(part), part.phase, size, batch == "own", chunk_size, looping[part.phase])
+        changed[f"{part.phase}_unit"] = _ensembled(part, step, slots)
     whole: Any = replace(unit, **changed) if isinstance(unit, FitUnit) else changed[f"{unit.phase}_unit"]
     return whole
-
-
-@dataclass(frozen=True)
-class _Taking:
-    """How steps of members are taken."""
-
-    size: int
-    own: bool
-    chunk_size: int | None
-    loop: bool
 
 
 @dataclass(frozen=True)
@@ -220,33 +229,36 @@ class _FirstOfEach:
         return stacked(firsts, f"memory[{self.name!r}]")
 
 
-def _ensembled(unit: PhaseUnit, taking: _Taking, slots: dict[str, Memory]) -> PhaseUnit:
+def _vmaps(step: Step) -> bool:
+    """Whether nothing is known to keep a step from being vmapped."""
+    found: list[Descent] = []
+    seen_through(step, Descent, lambda descent: (found.append(descent), descent)[1])
+    return all(descent.optimizer.traceable for descent in found)
+
+
+def _ensembled(unit: PhaseUnit, step: EnsembleStep, slots: dict[str, Memory]) -> PhaseUnit:
     phase, kind = unit.phase, type(unit).__name__
     changed: dict[str, Any] = {}
     for point in POINTS:
         name = f"on_{phase}_{point}"
         chain = links(hook_of(unit, phase, point), f"{kind}.{name}")
-        each = ((f"{kind}.{name} of each member", _HookOfEach(chain, phase, point, taking.size)),) if chain else ()
-        own = {"on_train_start": (("ensemble", _start),), "on_train_epoch_start": (("ensemble", _open),)}.get(name, ())
+        each = ((f"{kind}.{name} of each member", _HookOfEach(chain, phase, point, step.size)),) if chain else ()
+        own = (("ensemble", _open),) if name == "on_train_epoch_start" else ()
         changed[name] = then(*own, *each)
-    changed[f"{phase}_step"] = EnsembleStep(
-        step_of(unit), phase, taking.size, taking.own, taking.chunk_size, taking.loop
-    )
-    changed["metrics"] = {name: per_member(metric, taking.size) for name, metric in unit.metrics.items()}
+    changed[f"{phase}_step"] = step
+    changed["metrics"] = {name: per_member(metric, step.size) for name, metric in unit.metrics.items()}
     changed["memory"] = {name: slots[name] for name in (SLOT, *(f"{PREFIX}{name}" for name in unit.memory))}
     return replace(unit, **changed)
 
 
-def _start(state: State) -> State:
-    """Nothing is left to train where all have stopped."""
-    out = state.memory[SLOT]["stopped"]
-    if not bool(out.all()):
-        return state
-    return state.request_stop(f"all {len(out)} members have stopped; tnt.ensembles.revive(state) lets them go on")
-
-
 def _open(state: State) -> State:
+    """The members that have stopped run no further hooks; where nobody goes on, no epoch begins."""
     slot = state.memory[SLOT]
+    if bool(slot["stopped"].all()):
+        raise UsageError(
+            f"all {len(slot['stopped'])} members of the ensemble have stopped already; nothing is left to train. "
+            "Write tnt.ensembles.revive(state), with which they go on."
+        )
     return state.remember(SLOT, {**slot, "closed": slot["stopped"].clone()})
 
 

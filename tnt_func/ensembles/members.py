@@ -60,24 +60,24 @@ def stacked(members: Sequence[PyTree], name: str = "tree") -> PyTree:
     """
     try:
         joined = trees.map(_joined, *members)
+        leaves = trees.flatten(joined, Numbers)[0]
+        if all(leaf is not NotImplemented for leaf in leaves):
+            return joined
+        for member in members:
+            trees.map(lambda *pair: None, member, members[0])
     except StructureError as error:
         raise StructureError(f"the members differ in the structure of {name}. {error}") from error
-    leaves = trees.flatten(joined, Numbers)[0]
-    if any(leaf is NotImplemented for leaf in leaves):
-        every = [trees.leaves(member) for member in members]
-        bad = [
-            f"{name}{path}: {trees.describe(every[0][place])} and {trees.describe(other)}"
-            for place, path in enumerate(trees.paths(members[0]))
-            if leaves[place] is NotImplemented
-            for other in [
-                next(each[place] for each in every if _joined(every[0][place], each[place]) is NotImplemented)
-            ]
-        ]
-        raise StructureError(
-            f"the members differ in {'; '.join(bad)}. Their leaves have one shape, dtype and device, and what is no "
-            "number is the same in all. Make the members by one function, and a value that differs a tensor."
-        )
-    return joined
+    columns = zip(trees.paths(members[0]), leaves, *map(trees.leaves, members), strict=True)
+    bad = [
+        f"{name}{path}: {trees.describe(first)} and {trees.describe(other)}"
+        for path, leaf, first, *others in columns
+        if leaf is NotImplemented
+        for other in [next(one for one in others if _joined(first, one) is NotImplemented)]
+    ]
+    raise StructureError(
+        f"the members differ in {'; '.join(bad)}. Their leaves have one shape, dtype and device, and what is no number "
+        "is the same in all. Make the members by one function, and a value that differs a tensor."
+    )
 
 
 def taken(tree: PyTree, index: int) -> PyTree:

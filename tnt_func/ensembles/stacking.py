@@ -23,11 +23,11 @@ from torch import Tensor
 
 from tnt_func import pytree as trees
 from tnt_func.ensembles.members import stacked, taken
-from tnt_func.ensembles.metrics import PerMember
+from tnt_func.ensembles.metrics import PerMember, named
 from tnt_func.errors import UsageError
 from tnt_func.rng import Key
 from tnt_func.state import State
-from tnt_func.types import PyTree, typed
+from tnt_func.types import Output, PyTree, typed
 from tnt_func.unit import RESERVED
 
 SLOT = "ensemble"
@@ -105,7 +105,7 @@ def member(state: State, index: int) -> State:
         raise UsageError(f"member(state, {index}) was given; the ensemble has {size} members. Write 0 to {size - 1}.")
     mine = trees.map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, taken({**inside(state)}, index))
     if RESERVED in state.memory:
-        mine["memory"][RESERVED] = state.memory[RESERVED]
+        mine["memory"] = {RESERVED: state.memory[RESERVED], **mine["memory"]}
     return state.replace(**mine)
 
 
@@ -199,6 +199,25 @@ def revive(state: State) -> State:
     """
     going = torch.zeros_like(stopped(state))
     return state.remember(SLOT, {"stopped": going, "closed": going.clone()}).replace(stop=None)
+
+
+def told_apart(state: State) -> Output:
+    """The output of a state; of an ensemble's, with "loss", "loss.std", "loss.0", ... for a "loss" of each member.
+
+    Example:
+        >>> from tnt_func.rng import key
+        >>> state = stack([State(params=1.0, key=key(0))] * 2)
+        >>> told_apart(state.replace(output={"loss": torch.tensor([1.0, 3.0]), "num_samples": 32}))
+        {'loss': 2.0, 'loss.std': 1.414..., 'loss.0': 1.0, 'loss.1': 3.0, 'num_samples': 32}
+    """
+    output: Any = state.output
+    if SLOT not in state.memory or not isinstance(output, Mapping):
+        return output
+    size, found = size_of(state), dict[str, Any]()
+    for name, value in output.items():
+        each = isinstance(value, Tensor) and value.shape == (size,) and not value.is_complex()
+        found |= named(name, value) if each else {name: value}
+    return found
 
 
 def inside(state: State) -> dict[str, PyTree]:

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from tnt_func import optim
+from tnt_func.ensembles.stacking import told_apart
 from tnt_func.errors import UsageError
 from tnt_func.events import Closable, Event
 from tnt_func.observers.measures import Measure
@@ -34,7 +35,8 @@ def recorder(
     """An observer that records a run: rows of steps, epochs and evaluations, the same for every writer.
 
     A row has what is one number: of a step, the entries of its output; of an epoch and an evaluation, the unit's
-    metrics; and what the measures read there. Where there is none, there is no row. A call of `train` or `fit` that
+    metrics; and what the measures read there. Of an ensemble, "loss" is the mean of its members, and "loss.std",
+    "loss.0", "loss.1", ... are there too. Where there is no number, there is no row. A call of `train` or `fit` that
     begins where the rows already have been cuts those after that place; `evaluate` and `predict` on their own add to
     them.
 
@@ -94,7 +96,7 @@ class Recorder:
             measure(event)
         if event.point == "step_end" and event.phase == "train":
             if event.state.progress.train.steps % self._every == 0:
-                found = {name: float(value) for name, value in numbers(event.state.output).items()}
+                found = {name: float(value) for name, value in numbers(told_apart(event.state)).items()}
                 self._write(
                     event, "step", {**found, **dict(_hyperparameters(event.state.opt_state, self._hyperparameters))}
                 )
@@ -151,7 +153,7 @@ def _hyperparameters(opt_state: PyTree, names: Sequence[str]) -> Iterator[tuple[
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list) or getattr(value, "ndim", 0) == 1:
         for index, part in enumerate(value):
             yield from _flat(f"{name}.{index}", part)
     elif value is not None:
