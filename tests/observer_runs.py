@@ -20,7 +20,15 @@ from mlflow.tracking import MlflowClient
 from test_observers_recorder import FIRST, UNIT, fit, writers
 
 import tnt_func as tnt
-from tnt_func.observers import checkpointer, mlflow_writer, predictions, recorder, wandb_writer
+from tnt_func.observers import (
+    checkpointer,
+    mlflow_writer,
+    predictions,
+    recorder,
+    tensorboard_summaries,
+    tensorboard_writer,
+    wandb_writer,
+)
 
 EVENTS = 34
 QUIET = {"mode": "offline", "settings": {"silent": True, "x_disable_stats": True, "console": "off"}}
@@ -28,7 +36,7 @@ IMPORTED = (mlflow, wandb)  # Once, before the forks.
 
 
 def resumed(directory: Path, turn: random.Random, dies: tuple[int, float] | None) -> str:
-    """Train on from what a directory has, then predict; die so many seconds after an event."""
+    """Train on from what a directory has, then predict; the digest, unless it dies so many seconds after an event."""
     left = itertools.count()
 
     def killer(event: tnt.Event) -> None:
@@ -51,6 +59,8 @@ def resumed(directory: Path, turn: random.Random, dies: tuple[int, float] | None
         killer,
         predictions(directory / "eval.csv", phase="eval", columns=columns),
     ]
+    shown = tensorboard_writer(directory / "shown", hparams={"lr": 1})
+    observers.append(tensorboard_summaries(shown, every_n_steps=1, histograms=lambda event: event.state.params))
     turn.shuffle(observers)
     state = fit(state, observers)
     for name in ("all.csv", "all.parquet"):
@@ -58,7 +68,7 @@ def resumed(directory: Path, turn: random.Random, dies: tuple[int, float] | None
         tnt.predict(
             UNIT.predict_unit, state, range(4), observers=[predictions(directory / name, columns=columns), killer]
         )
-    return "done"
+    return tnt.digest(state)
 
 
 def main(directory: Path, kills: int, seed: int) -> None:
@@ -69,7 +79,7 @@ def main(directory: Path, kills: int, seed: int) -> None:
         said, _ = forked(lambda order=order, dies=dies: resumed(directory, order, dies))
         last = tnt.checkpoint.latest(directory / "checkpoints")
         print(f"{dies[1]:.3f} s after event {dies[0]}: {said or 'killed'}, latest {last.name if last else 'none'}")
-        assert said in ("", "done"), said
+        assert "\n" not in said and " " not in said, said
     said, _ = forked(lambda: resumed(directory, turn, None))
     print(said)
 

@@ -1,4 +1,4 @@
-"""A run killed at random points and resumed has each row once, in every format."""
+"""A run killed at random points and resumed has each row once, in every format, and ends on the same bits."""
 
 import csv
 import os
@@ -11,7 +11,10 @@ import pandas
 import test_observers_mlflow_writer as in_mlflow
 import test_observers_wandb_writer as in_wandb
 from mlflow.tracking import MlflowClient
-from test_observers_recorder import check_files, whole
+from test_observers_recorder import FIRST, check_files, fit, whole
+from test_observers_tensorboard_summaries import hparams, read
+
+import tnt_func as tnt
 
 SCRIPT = Path(__file__).parent / "observer_runs.py"
 
@@ -26,10 +29,17 @@ def test_a_run_killed_at_random_and_resumed_has_each_row_once_everywhere(tmp_pat
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     print(command, done.stdout, done.stderr)
     *log, last = done.stdout.splitlines()
-    assert done.returncode == 0 and last == "done" and len(log) == 4 and any("killed" in line for line in log)
+    assert (
+        done.returncode == 0
+        and last == tnt.digest(fit(FIRST, []))
+        and len(log) == 4
+        and any("killed" in line for line in log)
+    )
 
     history = whole()
     check_files(tmp_path, history)
+    assert [event.step for event in read(tmp_path / "shown").Histograms("histogram")] == [*range(1, 10)]
+    assert hparams(tmp_path / "shown") == [{"lr": 1}]
     uri = f"sqlite:///{tmp_path}/runs.db"
     (*_, newest) = sorted(in_mlflow.runs(uri, "killed"), key=lambda run: run.info.start_time)
     assert newest.info.status == "FINISHED"

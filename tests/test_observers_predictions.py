@@ -92,6 +92,20 @@ def test_columns_are_chosen_and_the_batch_is_there(tmp_path: Path):
     assert pandas.read_csv(tmp_path / "a.csv")["twice"].tolist()[4] == frame["twice"].tolist()[4]
 
 
+def test_tensors_in_a_list_have_shapes_of_their_own(tmp_path: Path):
+    def columns(event: tnt.Event) -> Any:
+        return {"x": [event.batch[:n] for n in range(len(event.batch))], "one": list(event.batch.unbind())}
+
+    for name in ("a.csv", "a.parquet"):
+        predicted(tmp_path / name, columns=columns)
+    rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    with open(tmp_path / "a.csv", newline="") as file:
+        cells = [{"x": json.loads(row["x"]), "one": float(row["one"])} for row in csv.DictReader(file)]
+    batches = [batch.tolist() for batch in DATA]
+    expected = [{"x": batch[:n], "one": batch[n]} for batch in batches for n in range(len(batch))]
+    assert repr(rows) == repr(cells) == repr(expected)
+
+
 def test_an_output_that_is_one_tensor_is_one_column(tmp_path: Path):
     unit = tnt.PredictUnit(predict_step=lambda state, batch: (state, batch))
     tnt.predict(unit, FIRST, DATA[1:2], observers=[predictions(tmp_path / "a.csv")])

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tnt_func import pytree as trees
 from tnt_func.errors import UsageError, kind_of, optional
 from tnt_func.events import Event
 from tnt_func.types import Phase, typed
@@ -148,7 +149,7 @@ class Predictions:
         if self._table is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._table = self._make(self._new)
-        self._table.write({name: x.detach().cpu() if isinstance(x, torch.Tensor) else x for name, x in columns.items()})
+        self._table.write({name: _read(column) for name, column in columns.items()})
 
     def _finish(self) -> None:
         if self._table is None:
@@ -173,6 +174,13 @@ class Predictions:
                 f"predictions were given the columns {list(columns)} after {self._names}; all steps have the same. "
                 "Choose them by columns=lambda event: {...}."
             )
+
+
+def _read(column: torch.Tensor | Sequence[Any]) -> torch.Tensor | Sequence[Any]:
+    """On the CPU; tensors in a list, which may have shapes of their own, as lists of numbers."""
+    if isinstance(column, torch.Tensor):
+        return column.detach().cpu()
+    return trees.map(lambda x: x.tolist() if isinstance(x, torch.Tensor) else x, column)
 
 
 def _is_column(value: Any) -> bool:
@@ -225,7 +233,7 @@ class Parquet:
 
     def write(self, columns: Mapping[str, Any]) -> None:
         """Add rows, and write those that are a group."""
-        table = self._arrow.table({name: self._array(column) for name, column in columns.items()})
+        table = self._arrow.table({name: self._array(name, column) for name, column in columns.items()})
         if self._writer is None:
             self._writer = self._parquet.ParquetWriter(self._path, table.schema)
         if table.schema != self._writer.schema:
@@ -249,9 +257,10 @@ class Parquet:
             self._writer.write_table(self._arrow.concat_tables(self._waiting).combine_chunks())
         self._waiting, self._bytes = [], 0
 
-    def _array(self, column: torch.Tensor | Sequence[Any]) -> Any:
+    def _array(self, name: str, column: torch.Tensor | Sequence[Any]) -> Any:
         if not isinstance(column, torch.Tensor):
-            return self._arrow.array(column)
+            # The type of a list in which all are empty, or None, is known from the first batch alone.
+            return self._arrow.array(column, self._writer.schema.field(name).type if self._writer else None)
         values = column.float() if column.dtype == torch.bfloat16 else column
         array, shape = self._arrow.array(values.reshape(-1).numpy()), column.shape
         for dimension in range(len(shape) - 1, 0, -1):
