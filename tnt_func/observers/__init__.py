@@ -40,6 +40,7 @@ from tnt_func.observers.scopes import during as during
 from tnt_func.observers.scopes import garbage_collection as garbage_collection
 from tnt_func.observers.scopes import profiler as profiler
 from tnt_func.observers.scopes import tf32 as tf32
+from tnt_func.observers.slow_ranks import warn_on_slow_rank as warn_on_slow_rank
 from tnt_func.observers.summary import ModuleSummary as ModuleSummary
 from tnt_func.observers.summary import module_summary as module_summary
 from tnt_func.observers.tensorboard_summaries import tensorboard_summaries as tensorboard_summaries
