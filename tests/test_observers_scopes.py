@@ -77,14 +77,24 @@ def test_garbage_is_collected_at_its_steps_alone_and_as_before_afterwards(entry:
     switched: list[bool] = []
 
     def witness(event: Any) -> None:
-        switched.append(gc.isenabled())
+        switched.append(gc.isenabled() or not gc.get_freeze_count())
 
     try:
         gc.enable() if was else gc.disable()
         run(entry, garbage_collection(every_n_steps=2), witness)
-        assert not any(switched) and gc.isenabled() == was
+        assert switched and not any(switched) and gc.isenabled() == was and not gc.get_freeze_count()
     finally:
         gc.enable()
+
+
+def test_what_somebody_else_froze_stays_frozen():
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        RUNS["train"](garbage_collection(every_n_steps=2))
+        assert gc.get_freeze_count() == before
+    finally:
+        gc.unfreeze()
 
 
 def test_garbage_is_collected_every_n_steps():

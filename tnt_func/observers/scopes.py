@@ -74,7 +74,9 @@ def garbage_collection(*, every_n_steps: int) -> Observer:
     """An observer that collects cyclic garbage itself, and keeps Python from doing so in between.
 
     Python collects whenever enough objects were made, on every rank at other steps, and all the others wait. Here it is
-    at the end of every n-th step of a phase's lifetime, on all ranks alike. Afterwards the collector is as it was.
+    at the end of every n-th step of a phase's lifetime, on all ranks alike. What is there when the run starts, modules
+    and their code above all, is left out, which makes a collection a hundred times faster. Afterwards the collector is
+    as it was.
 
     Args:
         every_n_steps: what runs out of memory in between needs fewer.
@@ -87,16 +89,20 @@ def garbage_collection(*, every_n_steps: int) -> Observer:
         garbage_collection(every_n_steps=1000)
 
     References:
-        gc.disable, gc.collect.
+        gc.disable, gc.freeze, gc.collect.
     """
 
     @contextmanager
     def disabled() -> Iterator[None]:
-        was = gc.isenabled()
+        was, frozen = gc.isenabled(), gc.get_freeze_count()
         gc.disable()
+        if not frozen:  # Somebody else's are not told from ours, nor thawed without them.
+            gc.freeze()
         try:
             yield
         finally:
+            if not frozen:
+                gc.unfreeze()
             if was:
                 gc.enable()
 
