@@ -124,7 +124,7 @@ def _tried_last(unit: Any, state: State, feed: Feed) -> list[str]:
     batch, which = found
     part: TrainUnit | EvalUnit = getattr(unit, f"{feed.name}_unit", unit)
     try:
-        after = step(part, start_epoch(part, prepare(unit, copied(state))), copied(batch))
+        after = step(part, start_epoch(part, prepare(unit, state)), copied(batch))
     except Exception as error:
         advice = "Write drop_last=True, or make the step ready for it."
         failed = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
