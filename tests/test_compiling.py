@@ -1,3 +1,4 @@
+import operator
 import warnings
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 import tnt_func as tnt
 from tnt_func.compiling import RecompilationWarning, compiled
 from tnt_func.compiling.plans import Plan
-from tnt_func.compiling.templates import Template
+from tnt_func.compiling.templates import giving, taking
 from tnt_func.errors import ContractError, StructureError, TreeError, UsageError
 
 
@@ -195,13 +196,12 @@ def test_a_size_of_one_is_a_structure_of_its_own():
     [{"a": 1, "b": {"c": (2, [3])}}, [], (1, (2, 3)), STATE, {"x": tnt.optim.sgd(0.1).init({"w": torch.ones(2)})}],
     ids=["dicts", "empty", "tuples", "State", "OptState"],
 )
-def test_templates_take_apart_what_torch_does(tree: Any):
-    template = Template.of(tree)
-    leaves = template.take(tree)
-    assert leaves is not None and len(leaves) == len(tnt.pytree.leaves(tree))
-    assert all(a is b for a, b in zip(leaves, tnt.pytree.leaves(tree), strict=True))
-    assert tnt.pytree.equal(template.give(leaves), tree)
-    assert template.take({"other": tree}) is None
+def test_trees_are_taken_apart_as_torch_does_and_put_together_again(tree: Any):
+    leaves = tnt.pytree.leaves(tree)
+    taken = taking({"x": tree})({"x": tree})
+    assert taken is not None and len(taken) == len(leaves) and all(map(operator.is_, taken, leaves))
+    assert tnt.pytree.equal(giving({"x": (tree, [("old", n) for n in range(len(leaves))])})([], leaves)["x"], tree)
+    assert taking({"x": tree})({"x": {"other": tree}}) is None
 
 
 def test_a_plan_is_for_what_it_was_made_for():

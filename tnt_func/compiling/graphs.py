@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-Source: TypeAlias = tuple[str, Any]
-"""Where a leaf of the result comes from: ("new", a place among what the graph returns), ("old", a place among what was
-given), ("constant", the leaf itself)."""
+from tnt_func.compiling.templates import Source
 
 Function: TypeAlias = Callable[[list[Any]], tuple[list[Any], Sequence[tuple[int, int]]]]
 """Leaves in, leaves out, and which of those (second) are to be written into which of the given ones (first)."""
@@ -130,7 +128,9 @@ class _Results:
         pairs = {
             place: target
             for target, place in writes
-            if self.sources[place][0] == "new" and _alike(self._given[target], self._results[place])
+            if self.sources[place][0] == "new"
+            and target in self._given
+            and _alike(self._given[target], self._results[place])
         }
         written = {*pairs.values()}
         for place, (kind, where) in enumerate(self.sources):

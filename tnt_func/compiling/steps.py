@@ -12,8 +12,9 @@ from tnt_func import pytree as trees
 from tnt_func import rng
 from tnt_func.asserts import record_compilation
 from tnt_func.compiling.backends import Backend
-from tnt_func.compiling.plans import Parts, Plan
+from tnt_func.compiling.plans import Plan
 from tnt_func.compiling.refusals import Unreadable, explained
+from tnt_func.compiling.templates import Parts
 from tnt_func.donation import separated, spend
 from tnt_func.errors import ContractError, StructureError, UsageError
 from tnt_func.metrics import Metric
