@@ -77,6 +77,12 @@ def watch(lines: list[str]) -> None:
     assert float(lines[5].removeprefix("held-out loss ")) < 0.6
 
 
+def dashboard(lines: list[str]) -> None:
+    assert [line.split()[1] for line in lines[:-1]] == ["0.0003", "0.003", "0.03"]
+    assert float(lines[-2].split()[-1]) >= 0.95
+    assert lines[-1] == "dashboard/report.html"
+
+
 EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "quickstart.py": quickstart,
     "four_levels.py": four_levels,
@@ -86,6 +92,7 @@ EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "huggingface.py": huggingface,
     "debug_nan.py": debug_nan,
     "watch.py": watch,
+    "dashboard.py": dashboard,
     "digits_cnn.py": digits_cnn,
     "char_gpt.py": char_gpt,
     "gan.py": gan,

@@ -101,7 +101,7 @@ def test_every_series_is_drawn_with_all_its_points(browser: Browser, pages: dict
     wanted = browser.run("""data.charts.map(
       chart => [...chart.bands.map(band => band.mean), ...chart.series.map(one => one.y)].map(
         column => column.filter(Number.isFinite).length))""")
-    assert browser.run(DRAWN) == wanted
+    assert [sorted(chart) for chart in browser.run(DRAWN)] == [sorted(chart) for chart in wanted]
     odd = browser.run(
         "data.charts.flatMap(chart => chart.series.map(one => one.y.filter(y => !Number.isFinite(y)).length))"
     )
@@ -180,6 +180,11 @@ def test_controls_zoom_hide_and_change_the_axis(browser: Browser, pages: dict[st
     low = browser.run("charts[0].up(-1) !== null")
     browser.run("log.click()")
     assert low and browser.run("charts[0].up(-1) === null && charts[0].up(1) !== null")
+    browser.run("log.click()")
+    spiked = browser.run('charts.findIndex(chart => chart.chart.name === "spike")')
+    assert browser.run(f"charts[{spiked}].up(1e6)") > 0
+    browser.run("clip.click()")
+    assert browser.run(f"charts[{spiked}].up(1e6)") < 0
     assert browser.complaints == []
 
 

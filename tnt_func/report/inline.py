@@ -99,7 +99,9 @@ def _chart(name: str, series: Sequence[Series]) -> str:
         # Beside the mean of an epoch its steps are in the background.
         faint = kind == "step" and any(p == phase and k == "epoch" for p, k, *_ in lines)
         shapes.append(_line(HUES[phase], steps, values, at, faint, thick=kind == "epoch" or phase not in often))
-    lasts = {f"{phase} {values[-1]:.4g}": HUES[phase] for phase, _, _, values in lines}
+    both = {phase for phase, *_ in lines if {kind for p, kind, *_ in lines if p == phase} == {"step", "epoch"}}
+    names = [f"{phase} {kind}" if phase in both else phase for phase, kind, *_ in lines]
+    lasts = {f"{said} {line[-1][-1]:.4g}": HUES[line[0]] for said, line in zip(names, lines, strict=True)}
     legend = " ".join(f'<span style="color:{hue}">{text}</span>' for text, hue in lasts.items())
     said = escape(f"{name} over train steps {first} to {last}: {', '.join(lasts)}; from {low:.4g} to {high:.4g}")
     return (

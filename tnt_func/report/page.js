@@ -5,7 +5,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const words = { nan: NaN, inf: Infinity, "-inf": -Infinity };
 const numbers = (column) => column.map((value) => (typeof value === "string" ? words[value] : value));
-const view = { smoothing: 0, log: false, hidden: new Set(), range: null, step: null };
+const view = { smoothing: 0, log: false, clip: false, hidden: new Set(), range: null, step: null };
 const MANY = 60; // More points than this are a line without dots, and are smoothed.
 const LATIN = 6.6; // Pixels of a digit in the labels of an axis.
 
@@ -39,7 +39,7 @@ function shown(value) {
 }
 
 const tick = (value) => (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5) ? value.toExponential().replace("e+", "e") : String(value));
-const grouped = (step) => String(step).replace(/\B(?=(\d{3})+$)/g, "\u202f");
+const grouped = (step) => String(step).replace(/\B(?=(\d{3})+$)/g, ",");
 
 /** Round numbers from one bound to the other, about as many as asked for. */
 function ticks([low, high], count) {
@@ -155,17 +155,15 @@ class Chart {
     const seen = this.seen();
     this.x = view.range ?? (whole[0] < whole[1] ? whole : [whole[0] - 1, whole[1] + 1]);
     const log = view.log;
-    let [low, high] = [Infinity, -Infinity];
-    const take = (value) => {
-      if (!Number.isFinite(value) || (log && value <= 0)) return;
-      if (value < low) low = value;
-      if (value > high) high = value;
-    };
+    const found = [];
+    const take = (value) => Number.isFinite(value) && (!log || value > 0) && found.push(value);
     for (const line of seen) {
       const [from, to] = [Math.max(0, before(line.x, this.x[0] - 1)), Math.min(line.x.length, before(line.x, this.x[1]) + 2)];
       for (const column of line.low ? [line.low, line.high] : [line.y]) for (let index = from; index < to; index++) take(column[index]);
     }
-    if (low > high) [low, high] = log ? [0.1, 1] : [0, 1];
+    found.sort((a, b) => a - b);
+    const cut = view.clip ? Math.floor(found.length / 100) : 0;
+    const [low, high] = found.length ? [found[cut], found[found.length - 1 - cut]] : log ? [0.1, 1] : [0, 1];
     const room = log ? (high / low) ** 0.05 : (high - low) * 0.05;
     const flat = low === high;
     const y = log ? [low / (flat ? 2 : room), high * (flat ? 2 : room)] : [low - (flat ? Math.abs(low) / 10 || 1 : room), high + (flat ? Math.abs(low) / 10 || 1 : room)];
@@ -195,7 +193,8 @@ class Chart {
       line.append(make("title", {}, mark.text));
       inner.append(line);
     }
-    for (const line of seen) inner.append(...this.line(line, across, up, drawable, top, bottom));
+    const layers = seen.map((line) => this.line(line, across, up, drawable, top, bottom));
+    for (const layer of ["back", "front"]) for (const drawn of layers) inner.append(...drawn[layer]);
     this.cross = make("line", { class: "cross", y1: 0, y2: bottom, visibility: "hidden" });
     this.chosen = make("rect", { class: "chosen", y: 0, height: bottom, width: 0 });
     inner.append(this.cross, this.chosen);
@@ -203,6 +202,7 @@ class Chart {
     this.svg.replaceChildren(axes, inner);
   }
 
+  /** What is seen of a line, behind all lines and before them. */
   line(line, across, up, drawable, top, bottom) {
     const path = (x, y) => {
       let [text, pen] = ["", "M"];
@@ -221,17 +221,17 @@ class Chart {
         const edge = (column, order) => path(order.map((index) => line.x[index]), order.map((index) => column[index]));
         return there.length ? `${edge(high, there)}${edge(low, there.reverse()).replace("M", "L")}Z` : "";
       };
-      return [
-        make("path", { class: `area ${line.hue}`, d: area(line.low, line.high) }),
-        make("path", { class: `area ${line.hue}`, d: area(line.first, line.third) }),
-        make("path", { class: `line ${line.hue} ${line.dash}`, d: path(line.x, line.mean) }),
-      ];
+      const areas = [area(line.low, line.high), area(line.first, line.third)];
+      return {
+        back: areas.map((d) => make("path", { class: `area ${line.hue}`, d })),
+        front: [make("path", { class: `line ${line.hue} ${line.dash}`, d: path(line.x, line.mean) })],
+      };
     }
-    const drawn = [];
     const smooth = view.smoothing > 0 && this.chart.noisy && line.x.length > MANY && line.member === null;
     const faint = smooth ? "raw" : line.member === null ? "" : "member";
-    drawn.push(make("path", { class: `line ${line.hue} ${line.dash} ${faint}`, d: path(line.x, line.y) }));
-    if (smooth) drawn.push(make("path", { class: `line ${line.hue} ${line.dash}`, d: path(line.smooth[0], smoothed(line.smooth)) }));
+    const raw = make("path", { class: `line ${line.hue} ${line.dash} ${faint}`, d: path(line.x, line.y) });
+    const drawn = smooth ? [make("path", { class: `line ${line.hue} ${line.dash}`, d: path(line.smooth[0], smoothed(line.smooth)) })] : [];
+    if (!faint) drawn.push(raw);
     line.x.forEach((step, index) => {
       const value = line.y[index];
       const alone = !drawable(line.y[index - 1]) && !drawable(line.y[index + 1]);
@@ -246,7 +246,7 @@ class Chart {
       mark.append(make("title", {}, `${line.label}: ${shown(value)} at step ${step}`));
       drawn.push(mark);
     });
-    return drawn;
+    return { back: faint ? [raw] : [], front: drawn };
   }
 
   /** The line at a step, in every chart; its values in the chart that is pointed at. */
@@ -298,6 +298,7 @@ function control(id, event, act) {
 
 control("smoothing", "input", (slider) => (view.smoothing = (slider.value / 100) ** 2));
 control("log", "change", (box) => (view.log = box.checked));
+control("clip", "change", (box) => (view.clip = box.checked));
 reset.addEventListener("click", () => zoom(null));
 for (const chip of document.querySelectorAll("button[data-run]")) {
   chip.addEventListener("click", () => {

@@ -41,6 +41,8 @@ SECTIONS = {
     "gpu": "GPU",
 }
 """The titles of the groups that the library itself writes, in their order; any other group has its own name."""
+LARGE = ("", POINTS)
+"""The groups whose charts are large."""
 
 
 @typed
@@ -100,7 +102,7 @@ def _names(runs: Sequence[Any], names: Sequence[str] | None) -> list[str]:
             )
         return list(names)
     paths = [Path(run) if isinstance(run, str | os.PathLike) else None for run in runs]
-    found = [path.resolve().stem if path is not None else "run" for path in paths]
+    found = ["run" if path is None else path.stem if path.is_file() else path.resolve().name for path in paths]
     for number, (path, count) in enumerate(zip(paths, map(Counter(found).get, found), strict=True)):
         if count != 1:
             found[number] = f"run {number + 1}" if path is None else str(path)
@@ -168,8 +170,9 @@ def _tools(runs: Sequence[Run]) -> str:
     ]
     return f"""<div class="tools">
 {f'<div class="chips">{"".join(chips)}</div>' if len(runs) > 1 else ""}
-<label>Smoothing <input type="range" id="smoothing" min="0" max="100" value="35"></label>
+<label>Smoothing <input type="range" id="smoothing" min="0" max="100" value="25"></label>
 <label><input type="checkbox" id="log"> Logarithmic</label>
+<label title="a hundredth of the values at either end"><input type="checkbox" id="clip"> Clip outliers</label>
 <button type="button" id="reset" hidden>Whole run</button>
 </div>"""
 
@@ -177,7 +180,8 @@ def _tools(runs: Sequence[Run]) -> str:
 def _sections(charts: Sequence[Mapping[str, Any]]) -> list[str]:
     """The figures that the script fills, a section for every group."""
     groups: dict[str, list[str]] = {group: [] for group in SECTIONS}
-    for number, chart in enumerate(charts):
+    # What never changes comes last in its section.
+    for number, chart in sorted(enumerate(charts), key=lambda pair: pair[1]["constant"]):
         group, odd = chart["group"], chart["odd"]
         name = chart["name"].removeprefix(f"{group}.") if group else chart["name"]
         note = f'<p class="odds">{escape(odd)}</p>' if odd else ""
@@ -187,7 +191,7 @@ def _sections(charts: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     own = sorted(groups, key=lambda group: group in SECTIONS and group not in ("", HYPERPARAMETERS))
     return [
-        f"<section{' class=minor' * bool(group)}><h2>{escape(SECTIONS.get(group, group))}</h2>"
+        f"<section{'' if group in LARGE else ' class=minor'}><h2>{escape(SECTIONS.get(group, group))}</h2>"
         f'<div class="charts">{"".join(groups[group])}</div></section>'
         for group in own
         if groups[group]
@@ -217,10 +221,11 @@ def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for number, run in enumerate(runs):
         for one in run.series:
             blank: dict[str, Any] = {"name": one.chart, "group": one.group, "noisy": one.group != HYPERPARAMETERS}
-            blank |= {"odd": "", "series": [], "bands": []}
+            blank |= {"constant": True, "odd": "", "series": [], "bands": []}
             chart = found.setdefault(one.chart, blank)
             look = _look(one, number, run.name if len(runs) > 1 else None, len(chart["series"]))
             chart["series"].append({**_series(one, points), "member": one.member, **look})
+            chart["constant"] &= one.values.count(one.values[0]) == len(one.values)
             chart["odd"] = "; ".join(filter(None, (chart["odd"], _odd(one, look["label"]))))
         for band in bands(run.series):
             look = _look(band, number, run.name if len(runs) > 1 else None, 0)
@@ -246,14 +251,14 @@ def _look(line: Series | Band, run: int, name: str | None, before: int) -> dict[
         suffix = line.name.removeprefix(f"{line.chart}.")
         said = f"{said} {suffix}" if line.member is not None else suffix
         hue, dash = (before, "") if name is None and line.member is None else (hue, dash)
-    if isinstance(line, Band):
-        said = f"{said}: mean, quartiles, extremes of {line.members} members"
+    legend = f"{said}: mean, quartiles, extremes of {line.members} members" if isinstance(line, Band) else said
+    said = f"{said}, mean" if isinstance(line, Band) else said
     return {
         "run": run,
         "hue": f"h{hue % HUES}",
         "dash": dash,
         "dots": line.kind == "epoch",
-        "legend": said,
+        "legend": legend,
         "label": said if name is None else f"{name}, {said}",
     }
 

@@ -109,7 +109,7 @@ def times(runs: Sequence[Run]) -> str:
         title = f"<h3>{escape(run.name)}</h3>" if len(runs) > 1 else ""
         parts.append(
             f'<div class="card">{title}<svg class="bar" role="img" aria-label="shares of the time">{"".join(bar)}</svg>'
-            f'<table><thead><tr><th>until</th><th class="number">seconds</th><th class="number">share</th></tr></thead>'
+            f'<table><thead><tr><th></th><th class="number">seconds</th><th class="number">share</th></tr></thead>'
             f"<tbody>{rows}</tbody></table></div>"
         )
     return _section("Where the time goes", f'<div class="cards">{"".join(parts)}</div>' if parts else "")
@@ -118,8 +118,8 @@ def times(runs: Sequence[Run]) -> str:
 def _taken(run: Run) -> dict[str, float]:
     """Seconds by what took them: numbers of a step times the steps since the row before."""
     found = {series.name: series for series in run.series if (series.phase, series.kind) == ("train", "step")}
-    names = {name: name.removeprefix(f"{POINTS}.") for name in found if name.startswith(f"{POINTS}.")}
-    names = names or {"time.data_wait": "data", "time.step": "step", "time.overhead": "the rest"}
+    names = {name: _spent(*name.split(".")[1:]) for name in found if name.startswith(f"{POINTS}.")}
+    names = names or {"time.data_wait": "waiting for data", "time.step": "steps", "time.overhead": "the rest"}
     return {
         said: sum(
             value * (step - before)
@@ -131,6 +131,16 @@ def _taken(run: Run) -> dict[str, float]:
         for name, said in names.items()
         if name in found
     }
+
+
+def _spent(phase: str, point: str = "") -> str:
+    """What the time before a point is spent on."""
+    hook = f"on_{phase}_{point}"
+    if point == "fetched":
+        return f"{phase}: waiting for data"
+    if point == "step_end":
+        return f"{phase}: step and {hook}"
+    return f"{phase}: until {point}" if point.endswith("done") else hook
 
 
 def provenance(runs: Sequence[Run]) -> str:
