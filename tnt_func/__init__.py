@@ -31,6 +31,7 @@ from tnt_func.descent import minimize as minimize
 from tnt_func.ensembles import ensemble as ensemble
 from tnt_func.ensembles import member as member
 from tnt_func.ensembles import stack as stack
+from tnt_func.ensembles import sweep as sweep
 from tnt_func.ensembles import unstack as unstack
 from tnt_func.events import Event as Event
 from tnt_func.events import Observer as Observer

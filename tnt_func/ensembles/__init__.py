@@ -26,3 +26,6 @@ from tnt_func.ensembles.stacking import stack as stack
 from tnt_func.ensembles.stacking import stop_members as stop_members
 from tnt_func.ensembles.stacking import stopped as stopped
 from tnt_func.ensembles.stacking import unstack as unstack
+from tnt_func.ensembles.sweeps import Sweep as Sweep
+from tnt_func.ensembles.sweeps import Table as Table
+from tnt_func.ensembles.sweeps import sweep as sweep
