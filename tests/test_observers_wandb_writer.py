@@ -117,7 +117,9 @@ def test_online_what_the_server_has_is_left_out_and_what_it_lost_is_handed_in(
 
     def run(path: str) -> Any:
         assert path == "entity/p/a"
-        return SimpleNamespace(scan_history=lambda: [{**row, "loss/none": None} for row in server])
+        return SimpleNamespace(
+            scan_history=lambda: [{**row, "other/table": {}, "other/x": None, "other/y": "z"} for row in server]
+        )
 
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr(wandb, "Api", lambda: SimpleNamespace(run=run))

@@ -133,11 +133,11 @@ class WandbWriter:
 
 
 def _points(history: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, int, float]]:
-    """The scalars of rows in a history; NaN and the infinities are strings there."""
+    """The scalars of rows in a history, which may have other things too; what is not finite is a string there."""
     for found in history:
-        if "step" in found:
-            named = ((name, value) for name, value in found.items() if "/" in name and value is not None)
-            yield from ((name, int(found["step"]), float(value)) for name, value in named)
+        for name, value in found.items() if "step" in found else ():
+            if "/" in name and (isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")):
+                yield name, int(found["step"]), float(value)
 
 
 def _records(content: bytes) -> Iterator[bytes]:
