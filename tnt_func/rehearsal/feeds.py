@@ -118,7 +118,8 @@ def read(data: Any, state: State, name: Phase, count: int) -> Feed:
 def _reads(data: Any, state: State, phase: Phase, count: int) -> list[Read]:
     reads: list[Read] = []
     started = perf_counter()
-    with _own_generators_kept(data), closing(_epoch(_passing(data), state, phase)) as epoch:
+    epoch: Any = batches(_passing(data), state, phase=phase)
+    with _own_generators_kept(data), closing(epoch):
         for batch in islice(epoch, count):
             reads.append(Read(batch, perf_counter() - started))
             started = perf_counter()
@@ -232,7 +233,8 @@ def _seek_last(feed: Feed) -> Batch | None:
     if isinstance(feed.data, Pipeline):
         progress = Progress(feed.state.progress.of(feed.name).epochs, steps_in_epoch=feed.length - 1)
         state = feed.state.replace(progress=feed.state.progress.put(feed.name, progress))
-        with closing(_epoch(feed.data, state, feed.name)) as epoch:
+        epoch: Any = batches(feed.data, state, phase=feed.name)
+        with closing(epoch):
             return next(epoch, None)
     return feed.data[-1] if isinstance(feed.data, Sequence) else None
 
@@ -252,10 +254,6 @@ def _copied(leaf: Any) -> Any:
     if not isinstance(leaf, torch.Tensor):
         return copy.deepcopy(leaf)
     return leaf.detach().clone().requires_grad_(leaf.requires_grad)
-
-
-def _epoch(data: Any, state: State, phase: Phase) -> Any:
-    return batches(data, state, phase=phase)
 
 
 def _passing(data: Any) -> Any:

@@ -77,7 +77,7 @@ def fast_dev_run(
         - The last batch of an epoch has 1 of 16 rows, and train_step fails on it: ValueError: Expected more than 1 ...
 
     References:
-        Trainer(fast_dev_run=...) of Lightning, which ends without evaluating what it saw.
+        Trainer(fast_dev_run=...) of Lightning.
     """
     done, state = state.progress.train, state.replace(stop=None)
     epochs, steps_left = limit("max_epochs", max_epochs) - done.epochs, limit("max_steps", max_steps) - done.steps

@@ -78,15 +78,17 @@ def sanity_check(
     with rng.preserved():
         for feed in reversed(read_each("sanity_check", whole, state, data, eval_data, steps)):
             part: Any = getattr(whole, f"{feed.name}_unit", whole)
-            found += looked_at(feed) + _lawful(part, state.replace(stop=None), feed, facts, values)
+            first, end, unlawful = _lawful(part, state.replace(stop=None), feed)
+            found += looked_at(feed) + unlawful
+            taken = [counted(len(first.numbers), "step"), course(first.numbers)]
+            facts |= {feed.name: ", ".join(filter(None, taken)), f"{feed.name} batch": shapes(feed.reads[0].batch)}
+            values |= metrics(end, feed.name)
     facts |= {"metrics": said(values)} if values else {}
     return Rehearsal("sanity_check", facts, tuple(found), values)
 
 
-def _lawful(
-    unit: TrainUnit | EvalUnit, state: State, feed: Feed, facts: dict[str, str], values: dict[str, float]
-) -> list[str]:
-    """What is to be said of two runs from one state; what there is to tell of them is put into facts and values."""
+def _lawful(unit: TrainUnit | EvalUnit, state: State, feed: Feed) -> "tuple[Ledger, State, list[str]]":
+    """The first of two runs from one state: what it put out, its last state, and what is to be said of both."""
     # A step that donates writes over what it is given, as it should.
     first, second = Ledger(marking=not donates(step_of(unit))), Ledger(marking=False)
     end = _run(unit, state, feed, first)
@@ -94,9 +96,6 @@ def _lawful(
     rng.seed(rng.fold_in(state.key, "elsewhere"))
     again = _run(unit, state, feed, second)
     taken = counted(len(first.numbers), f"{unit.phase} step")
-    facts[unit.phase] = f"{counted(len(first.numbers), 'step')}, {course(first.numbers)}".rstrip(", ")
-    facts[f"{unit.phase} batch"] = shapes(feed.reads[0].batch)
-    values.update(metrics(end, unit.phase))
     findings = first.findings + first.written + spoilt(state, end, taken)
     if lines := trees.diff(end, again, "state") or trees.diff(first.numbers, second.numbers, "outputs"):
         findings.append(
@@ -113,7 +112,7 @@ def _lawful(
             f"{taken} changed {several(changed)}. A step keeps structure, shapes and dtypes: cast the update, and put "
             "what appears into the first state."
         )
-    return findings
+    return first, end, findings
 
 
 def _run(unit: TrainUnit | EvalUnit, state: State, feed: Feed, ledger: Observer) -> State:
