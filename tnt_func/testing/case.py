@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from tnt_func import pytree as trees
+from tnt_func.donation import donates
 from tnt_func.errors import ContractError, LawError, ResumeError, StructureError, UsageError
 from tnt_func.events import Event
 from tnt_func.runs import evaluate_events, fit_events, predict_events, train_events
@@ -35,6 +36,7 @@ from tnt_func.unit import (
     attach,
     hook_of,
     links,
+    parts,
     step_of,
 )
 
@@ -117,6 +119,12 @@ class Case:
         """
         options = dict(options or {})
         trees.check_leaves(state, "state")
+        if options.get("donate") or (isinstance(unit, TrainUnit | FitUnit) and donates(step_of(parts(unit)[0]))):
+            raise UsageError(
+                "a unit that donates was given, or donate=...; its step writes into the state that it is given, which "
+                "the laws ask of no step. Pass the unit as it is without tnt.donate: check_donation(unit, ...) finds "
+                "whether it goes the same way with."
+            )
         if isinstance(unit, TrainUnit | FitUnit) and not {"max_epochs", "max_steps"} & options.keys():
             options["max_epochs"] = state.progress.train.epochs + 2
         for name, data in (("batches", batches), ("eval_batches", eval_batches)):
