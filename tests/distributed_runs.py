@@ -67,7 +67,8 @@ def prepared(
     optimizer = tnt.optim.chain(tnt.optim.clip_by_global_norm(0.3), tnt.optim.accumulate(tnt.optim.adamw(lr), 2))
     metrics: dict[str, Any] = {"accuracy": accuracy, "hits": HITS}
     unit, state = tnt.supervised(module, nn.functional.cross_entropy, optimizer, key=tnt.key(3), metrics=metrics)
-    unit = tnt.transforms.with_gradient_stats(tnt.transforms.ema(tnt.transforms.microbatch(unit, parts), 0.9))
+    unit = tnt.transforms.skip_nonfinite(tnt.transforms.ema(tnt.transforms.microbatch(unit, parts), 0.9, evaluate=True))
+    unit = tnt.transforms.with_gradient_stats(unit)
     unit = tnt.attach(parallel(unit), tnt.callbacks.early_stopping("loss", patience=50))
     return unit, tnt.prepare(unit, state)
 
@@ -121,13 +122,14 @@ def checks(world: tnt.distributed.World, directory: Path) -> dict[str, Any]:
     together = events(prepared(parallel=parallel)[0], tnt.distributed.replicate(state, mesh), cut)
     found: dict[str, Any] = {
         "apart": max(apart(a.state, b.state) for a, b in zip(together, alone, strict=True)),
-        "apart unsynchronised": apart(events(unit, state, cut, max_steps=8)[-1].state, alone[-1].state),
+        "apart unsynchronised": unsynchronised(unit, state, cut, together),
         "order": order(together) == order(alone),
         "seen": seen(together),
         "seen alone": seen(alone),
         "digest": tnt.digest([tnt.digest(event.state) for event in together]),
         "digest alone": tnt.digest([tnt.digest(event.state) for event in alone]),
     }
+    found |= of_parts(world, state, alone)
     found |= of_merged(state, parallel, cut, together[-1].state)
     found |= of_buffers(parallel, cut)
     found |= of_predictions(unit, parallel, state, cut)
@@ -137,6 +139,37 @@ def checks(world: tnt.distributed.World, directory: Path) -> dict[str, Any]:
     found |= of_replicas(world, mesh, state)
     found |= of_wrong_use(world, mesh, parallel)
     return found
+
+
+def unsynchronised(unit: tnt.FitUnit, state: tnt.State, cut: Any, together: list[tnt.Event]) -> float:
+    """How far parameters go on this rank's data alone, in eight steps."""
+    params = tnt.train(unit.train_unit, state, cut(DATA), max_steps=8).params
+    (there,) = [e.state.params for e in together if e.point == "step_done" and e.state.progress.train.steps == 8]
+    return max(float((params[name] - there[name]).abs().max()) for name in params)
+
+
+def of_parts(world: tnt.distributed.World, state: tnt.State, alone: list[tnt.Event]) -> dict[str, Any]:
+    """Parameters of which each rank has a part, in rows, in columns, or the whole; where there are four, on a grid."""
+    mesh = tnt.distributed.mesh(world, **({"replicas": 2, "shards": 2} if world.size == 4 else {}))
+    unit, _ = prepared(parallel=functools.partial(tnt.distributed.data_parallel, mesh=mesh))
+    first = tnt.distributed.shard(state, mesh, lambda path: {"0.weight": 1, "2.bias": None}.get(path[9:-2], 0))
+    data, eval_data = (whole.shard(world.rank, world.size) for whole in (DATA, EVAL_DATA))
+    gaps, kinds, last = [0.0], set[str](), first
+    found = tnt.fit_events(unit, first, data, eval_data, max_steps=STEPS, evaluate_every_n_steps=8)
+    for event, expected in zip(found, alone, strict=True):
+        kinds.add(str([getattr(leaf, "placements", None) for leaf in tnt.pytree.leaves(event.state.params)]))
+        if event.point in ("step_end", "end"):
+            gaps.append(apart(tnt.distributed.gather(event.state), expected.state))
+        last = event.state
+    whole, parts = (tnt.pytree.tensors([s.params, s.opt_state]) for s in (tnt.distributed.gather(last), last))
+    held = sum(getattr(leaf, "_local_tensor", leaf).numel() for leaf in parts)
+    return {
+        "parts apart": max(gaps),
+        "parts digest": tnt.digest(tnt.distributed.gather(last)),
+        "parts layouts": len(kinds),
+        "parts held": held / sum(leaf.numel() for leaf in whole),
+        "parts back": tnt.digest(tnt.distributed.gather(first)) == tnt.digest(state),
+    }
 
 
 def of_merged(state: tnt.State, parallel: Any, cut: Any, joined: tnt.State) -> dict[str, Any]:

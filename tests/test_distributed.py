@@ -53,6 +53,16 @@ def test_every_event_has_the_state_of_one_process_on_every_rank(found: Found):
         assert min(each["apart unsynchronised"] for each in found) > 1e-3
 
 
+def test_parameters_in_parts_make_the_same_run(found: Found):
+    """Cut in rows and columns; where there are four ranks, over two, and the same on the other two."""
+    assert same(found, "parts apart") <= 1e-10
+    assert same(found, "parts layouts") == 1
+    same(found, "parts digest")
+    assert same(found, "parts back")
+    held = [each["parts held"] for each in found]
+    assert held == [1] if len(found) == 1 else max(held) < 0.75
+
+
 def test_samples_come_in_one_order_whatever_the_size_of_the_world(found: Found):
     steps = zip(*(each["seen"] for each in found), strict=True)
     assert [[*itertools.chain(*parts)] for parts in steps] == same(found, "seen alone")
@@ -126,7 +136,9 @@ def test_a_rank_that_never_joins_is_named():
     script = "import tnt_func as tnt; tnt.distributed.init(device='cpu', timeout=1)"
     environment = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     done = launched(sys.executable, "-c", script, **environment)
-    assert "RankError: rank 1 has waited 1 seconds, and of 3 ranks not all have joined: 0, 2 missing" in done.stderr, done.stderr
+    assert "RankError: rank 1 has waited 1 seconds, and of 3 ranks not all have joined: 0, 2 missing" in done.stderr, (
+        done.stderr
+    )
 
 
 def test_a_world_is_joined_once_and_left():
@@ -144,7 +156,7 @@ def test_what_cannot_be_shared_is_refused():
     unit, w = tnt.TrainUnit(train_step=step), torch.ones(2)
     state = tnt.State(params=w, key=tnt.key(0), opt_state=tnt.optim.sgd(0.1).init(w))
     with tnt.distributed.init(device="cpu") as world:
-        mesh, grid = tnt.distributed.mesh(world), tnt.distributed.mesh(world, replicas=1, shards=1)
+        mesh = tnt.distributed.mesh(world)
         parallel = tnt.distributed.data_parallel(unit, mesh)
         for output, said in [({}, "given the output \\[\\]; it weighs"), (3, "the output an int; it weighs")]:
             with pytest.raises(tnt.errors.ContractError, match=said):
@@ -153,8 +165,10 @@ def test_what_cannot_be_shared_is_refused():
             tnt.step(parallel, state, {"num_samples": 1, "count": 3})
         with pytest.raises(tnt.errors.UsageError, match="merged=\\['auroc'\\], which no part of the unit has"):
             tnt.distributed.data_parallel(unit, mesh, merged=["auroc"])
-        with pytest.raises(tnt.errors.UsageError, match="the axes \\('replicas', 'shards'\\)"):
-            tnt.distributed.data_parallel(unit, grid)
+        with pytest.raises(tnt.errors.UsageError, match="cuts params, float32\\[2\\], in dimension 1; it has 1"):
+            tnt.distributed.shard(state, mesh, lambda path: 1)
+        with pytest.raises(tnt.errors.UsageError, match="lies in parts|ranks hold parts"):
+            tnt.distributed.replicate(tnt.distributed.shard(state, mesh), mesh)
         with pytest.raises(tnt.errors.UsageError, match="made by|makes"):
             tnt.distributed.data_parallel(tnt.TrainUnit(train_step=lambda state, batch: (state, {})), mesh)
         with pytest.raises(tnt.errors.UsageError, match="ranks=3.* for 1 processes"):

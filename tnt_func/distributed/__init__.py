@@ -14,8 +14,10 @@ Example:
 """
 
 from tnt_func.distributed.agreement import agreed as agreed
-from tnt_func.distributed.replicas import data_parallel as data_parallel
+from tnt_func.distributed.parallel import data_parallel as data_parallel
 from tnt_func.distributed.replicas import replicate as replicate
+from tnt_func.distributed.shards import gather as gather
+from tnt_func.distributed.shards import shard as shard
 from tnt_func.distributed.world import RankError as RankError
 from tnt_func.distributed.world import World as World
 from tnt_func.distributed.world import init as init

@@ -16,7 +16,7 @@ def agreed(pause_when: Pause, mesh: DeviceMesh) -> Pause:
 
     Args:
         pause_when: of this rank.
-        mesh: with one axis.
+        mesh: the ranks.
 
     Raises:
         RankError: when asked, where ranks are at different points, or one has left.

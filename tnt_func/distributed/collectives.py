@@ -161,10 +161,10 @@ class Sums:
     def __init__(self, ranks: Ranks, tensors: Sequence[Tensor | None], like: Sequence[Tensor], weight: Any):
         self._like = like
         self._buckets: list[tuple[list[int], Tensor, Any]] = []
-        for places, dtype, device in _buckets(like):
+        for places, dtype, device in buckets(like):
             flat = torch.empty(sum(like[place].numel() for place in places), dtype=dtype, device=device)
             for place, view in zip(places, _views(flat, [like[place] for place in places]), strict=True):
-                _weighted(tensors[place], weight, view)
+                weighted(tensors[place], weight, view)
             work = together("a sum over ranks", _all_reduce, flat, ranks)
             self._buckets.append((places, flat, work))
 
@@ -187,7 +187,8 @@ def _all_reduce(flat: Tensor, ranks: Ranks) -> Any:
     return dist.all_reduce(flat, group=ranks.group, async_op=True)
 
 
-def _weighted(tensor: Tensor | None, weight: Any, out: Tensor) -> None:
+def weighted(tensor: Tensor | None, weight: Any, out: Tensor) -> None:
+    """A tensor times its weight, where it is to be; what weighs nothing is nothing, be it NaN."""
     if tensor is None or (not isinstance(weight, Tensor) and weight == 0):
         out.zero_()
     elif isinstance(weight, Tensor):
@@ -197,12 +198,12 @@ def _weighted(tensor: Tensor | None, weight: Any, out: Tensor) -> None:
         torch.mul(tensor, weight, out=out)
 
 
-def _buckets(like: Sequence[Tensor]) -> list[tuple[list[int], torch.dtype, torch.device]]:
-    """Places of tensors that go together: of one dtype, float32 at least, and one device; of a size."""
+def buckets(like: Sequence[Tensor], widened: bool = True) -> list[tuple[list[int], torch.dtype, torch.device]]:
+    """Places of tensors that go together: of one dtype, float32 at least if widened, and one device; of a size."""
     open_ones: dict[Any, tuple[list[int], int]] = {}
     full: list[tuple[list[int], torch.dtype, torch.device]] = []
     for place, tensor in enumerate(like):
-        kind = torch.promote_types(tensor.dtype, torch.float32), tensor.device
+        kind = torch.promote_types(tensor.dtype, torch.float32) if widened else tensor.dtype, tensor.device
         places, size = open_ones.get(kind, ([], 0))
         places, size = [*places, place], size + tensor.numel() * kind[0].itemsize
         open_ones[kind] = places, size

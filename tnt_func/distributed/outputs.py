@@ -38,6 +38,8 @@ class Sharing:
 
     def output(self, point: str, count: int, output: Output) -> Output:
         """The output of the whole batch."""
+        if self.ranks.size == 1:
+            return self.alone(output)
         entries = self.told_apart(output)
         scalars = Scalars(self.ranks, point, count, [], [output[self.weight], *entries.numbers.values()])
         _, values = scalars.wait()

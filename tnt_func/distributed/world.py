@@ -164,7 +164,7 @@ def mesh(world: World, **sizes: int) -> DeviceMesh:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes along one axis of a mesh, and which of them this is.
+    """The processes of a mesh, or along one of its axes, and which of them this is.
 
     Example:
         >>> with init() as world:
@@ -177,19 +177,21 @@ class Ranks:
     size: int
 
     @classmethod
-    def of(cls, mesh: DeviceMesh, axis: str | None = None) -> "Ranks":
-        """Those of an axis, of the only one if not given.
+    def of(cls, mesh: DeviceMesh, axis: int | None = None) -> "Ranks":
+        """Those along an axis; of the whole mesh, if none is given.
 
         Raises:
-            UsageError: the mesh has several axes and none is named, or has none of that name.
+            UsageError: the mesh has several axes, and is not the whole world.
         """
-        names = mesh.mesh_dim_names or ()
-        if (axis is None and mesh.ndim > 1) or (axis is not None and axis not in names):
+        if axis is not None or mesh.ndim == 1:
+            axis = axis or 0
+            return cls(mesh.get_group(axis), mesh.get_local_rank(axis), mesh.size(axis))
+        if mesh.size() != dist.get_world_size():
             raise UsageError(
-                f"a mesh with the axes {names} was given, where {axis or 'one axis'} is needed. Write "
-                "mesh['ranks'], with the name of the axis."
+                f"a mesh of {mesh.size()} processes with the axes {mesh.mesh_dim_names} was given in a world of "
+                f"{dist.get_world_size()}; one with several axes is the whole world. Write mesh(world, ...)."
             )
-        return cls(mesh.get_group(axis), mesh.get_local_rank(axis), mesh.size() if axis is None else mesh[axis].size())
+        return cls(dist.group.WORLD, dist.get_rank(), dist.get_world_size())
 
 
 def together(what: str, function: Callable[..., R], *args: Any) -> R:

@@ -1,0 +1,297 @@
+"""A unit that takes its step on all parts of a batch at once, however the State lies.
+
+Gradients, outputs and buffers are those of the whole batch on every rank, so the optimizer, callbacks and observers do
+on each what they would do in one process. Parameters that are cut are put together for the step, by one message for
+many, and each rank gets its part of the gradient, by another.
+
+Laws:
+    On parts of a batch, the step is that of the batch in one process, up to rounding, where the objective is a weighted
+    mean over samples that draws nothing. In a world of one it is the unit's own, to the bit.
+
+Example:
+    >>> import torch
+    >>> from tnt_func import optim, rng
+    >>> from tnt_func.data import source
+    >>> from tnt_func.distributed.replicas import replicate
+    >>> from tnt_func.distributed.world import init, mesh
+    >>> from tnt_func.recipes import supervised
+    >>> from tnt_func.runs import train
+    >>> layer, x = torch.nn.Linear(1, 1), torch.linspace(-1, 1, 8)[:, None]
+    >>> with init() as world:
+    ...     unit, state = supervised(layer, torch.nn.functional.mse_loss, optim.sgd(0.1), key=rng.key(0))
+    ...     batches = source((x, 2 * x)).shuffle(rng.key(1)).batch(4).shard(world.rank, world.size)
+    ...     unit = data_parallel(unit, mesh(world)).train_unit
+    ...     train(unit, replicate(state, mesh(world)), batches, max_epochs=3).progress.train.steps
+    6
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from tnt_func import pytree as trees
+from tnt_func import rng
+from tnt_func.descent import Differentiate, Objective, Slope
+from tnt_func.distributed.collectives import Exchange, Scalars, Sums
+from tnt_func.distributed.outputs import Sharing, averaged, check_rows, joined, of_step
+from tnt_func.distributed.shards import PartSums, dimension_of, gather, is_laid_out, laid_like, settled, settled_like
+from tnt_func.distributed.world import Ranks
+from tnt_func.errors import ContractError, UsageError
+from tnt_func.metrics import Metric
+from tnt_func.optim.layout import Layout, layout
+from tnt_func.state import State
+from tnt_func.transforms.seams import Around, on_descent, on_train_step
+from tnt_func.types import Batch, Generator, Output, Phase, PyTree, typed
+from tnt_func.unit import EvalUnit, FitUnit, Hook, PredictUnit, TrainUnit, hook_of, parts, step_of, then
+
+Combine = Literal["mean"]
+U = TypeVar("U", TrainUnit, EvalUnit, PredictUnit, FitUnit)
+
+
+@typed
+def data_parallel(
+    unit: U,
+    mesh: DeviceMesh,
+    *,
+    weight: str = "num_samples",
+    summed: Sequence[str] = (),
+    merged: Sequence[str] = (),
+    buffers: Combine | None = None,
+) -> U:
+    """The unit on several ranks, each of which has a part of every batch: `pipeline.shard(world.rank, world.size)`.
+
+    grad = sum(w_r grad_r) / sum(w_r), with w_r the weight that rank r names in its output; so are the value, and the
+    output's 0-d tensors and floats. The weight itself is added up, and what else is `summed`. Tensors that have a row a
+    sample are joined in rank order, which is that of the batch. So every rank has the output of the whole batch, of
+    which metrics are taken. What a step draws (dropout) comes from the rank too, and so depends on the world's size.
+
+    Where the State lies is its own affair: `replicate`, or `shard` for parameters of which each rank keeps a part.
+
+    Apply it last, around `microbatch` and the rest: then micro-batches are summed up before ranks tell each other.
+
+    Args:
+        unit: of any kind; its train step is made by `minimize`, and outputs are mappings, but for predictions.
+        mesh: the ranks that share a batch, along all of its axes.
+        weight: the entry of the output, a number, that the objective is a mean over: samples, tokens that count.
+        summed: further entries to add up.
+        merged: metrics that each rank takes of its own output, to be merged over ranks by their own monoid. The output
+            then has their accumulators and no rows: for logits too many to be sent around.
+        buffers: "mean" takes the weighted mean over ranks of floating buffers that a step changes, BatchNorm's
+            averages; whole numbers are the same on each. Without it, changing buffers is an error.
+
+    Raises:
+        UsageError: the step is not made by `minimize`, a metric is not there.
+        ContractError: at a step, where the output has no weight or what is neither number nor rows, or buffers change.
+        RankError: at a step, where ranks are at different points, or one has left.
+
+    Example:
+        >>> from tnt_func import optim
+        >>> from tnt_func.descent import minimize
+        >>> from tnt_func.distributed.world import init, mesh
+        >>> with init() as world:
+        ...     unit = data_parallel(TrainUnit(train_step=minimize(max, optim.sgd(0.1))), mesh(world))
+        >>> unit.train_step.inner.differentiate.sharing.weight
+        'num_samples'
+
+    References:
+        torch.nn.parallel.DistributedDataParallel, for equal parts.
+    """
+    if unknown := set(merged) - {name for part in parts(unit) for name in part.metrics}:
+        raise UsageError(
+            f"data_parallel was given merged={sorted(unknown)}, which no part of the unit has; it names metrics. "
+            f"Write one of {sorted({name for part in parts(unit) for name in part.metrics})}."
+        )
+    ranks = Ranks.of(mesh)
+    if isinstance(unit, FitUnit):
+        changed: dict[str, Any] = {
+            f"{part.phase}_unit": _parallel(part, ranks, weight, summed, merged, buffers) for part in parts(unit)
+        }
+        return replace(unit, **changed)
+    return _parallel(unit, ranks, weight, summed, merged, buffers)
+
+
+def _parallel(unit: Any, ranks: Ranks, weight: str, summed: Sequence[str], merged: Sequence[str], buffers: Any) -> Any:
+    own = {name: metric for name, metric in unit.metrics.items() if name in merged}
+    sharing = Sharing(ranks, weight, frozenset((weight, *summed)), own)
+    metrics = {
+        name: Metric(metric.empty, of_step(name)) if name in own else metric for name, metric in unit.metrics.items()
+    }
+    if isinstance(unit, TrainUnit):
+        unit = on_descent(
+            unit,
+            "data_parallel",
+            lambda descent: replace(
+                descent, differentiate=Averaged(descent.differentiate, sharing, buffers, unit.draws)
+            ),
+        )
+        unit = on_train_step(unit, Placed)
+    else:
+        around = Whole(step_of(unit), sharing, unit.phase, unit.draws)
+        unit = replace(unit, **{f"{unit.phase}_step": around})
+    if ranks.size == 1:
+        return replace(unit, metrics=metrics)
+    point = f"on_{unit.phase}_epoch_end"
+    chain = then(
+        ("data_parallel", _ends_together(ranks, unit.phase)),
+        (f"{type(unit).__name__}.{point}", hook_of(unit, unit.phase, "epoch_end")),
+    )
+    return replace(unit, metrics=metrics, **{point: chain})
+
+
+def _ends_together(ranks: Ranks, phase: Phase) -> Hook:
+    """A hook at which a rank whose data ended before that of others finds out, and they."""
+
+    def agree(state: State) -> State:
+        Exchange(ranks, f"{phase} epoch end", state.progress.of(phase).steps, []).wait()
+        return state
+
+    return agree
+
+
+def _key(ranks: Ranks, state: State, phase: Phase) -> rng.Key:
+    """What a rank draws from in a step."""
+    return rng.fold_in(
+        rng.fold_in(rng.fold_in(state.key, f"{phase} on rank"), ranks.rank), state.progress.of(phase).steps
+    )
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The slope of a batch out of those of its parts, one on each rank."""
+
+    differentiate: Differentiate
+    sharing: Sharing
+    buffers: Combine | None
+    draws: tuple[Generator, ...]
+
+    def __call__(self, objective: Objective, params: PyTree, state: State, batch: Batch) -> Slope:
+        """The weighted mean of the ranks' slopes, cut as the parameters are."""
+        ranks, whole = self.sharing.ranks, gather(params)
+        state = state.replace(params=whole if params is state.params else gather(state.params))
+        if ranks.size == 1:
+            slope = self.differentiate(objective, whole, state, batch)
+            self._changed(state.buffers, slope.buffers)
+            return slope._replace(output=self.sharing.alone(slope.output), grads=laid_like(slope.grads, params))
+        key = _key(ranks, state, "train")
+        slope = rng.drawing(key, self.draws, False, self.differentiate, objective, whole, state, batch)
+        return self._of_all(slope, layout(params), state)
+
+    def _of_all(self, slope: Slope, here: Layout, state: State) -> Slope:
+        sharing, ranks = self.sharing, self.sharing.ranks
+        entries, weight = sharing.told_apart(slope.output), slope.output[sharing.weight]
+        grads, (buffers, structure) = here.take(slope.grads, "grads"), trees.flatten(slope.buffers)
+        places = self._changed(state.buffers, slope.buffers)
+        moved = [buffers[place] for place in places]
+        # A parameter has a gradient where any rank has found one.
+        found = _as_words([grad is not None for grad in grads])
+        values = [weight, slope.value, *entries.numbers.values()]
+        scalars = Scalars(ranks, "train step", state.progress.train.steps, found, values)
+        sums = _summing(ranks, [*grads, *moved], [*here.leaves, *moved], weight)
+        words, numbers = scalars.wait()
+        means = sums(numbers[:, 0].sum())
+        for place, mean in zip(places, means[len(grads) :], strict=True):
+            buffers[place] = mean
+        had = [any(ranked) for ranked in zip(*(_as_flags(each, len(grads)) for each in words), strict=True)]
+        value = averaged(numbers[:, 0], numbers[:, 1:2])[0][0].to(slope.value)
+        return Slope(
+            value,
+            trees.unflatten(buffers, structure),
+            sharing.whole(slope.output, entries, numbers[:, [0, *range(2, numbers.shape[1])]]),
+            here.give([mean if there else None for mean, there in zip(means, had, strict=False)]),
+        )
+
+    def _changed(self, before: PyTree, after: PyTree) -> list[int]:
+        """The places of the buffers that are to be averaged."""
+        if after is before:
+            return []
+        old, new = trees.leaves(before), trees.leaves(after)
+        changed = [place for place, (a, b) in enumerate(zip(old, new, strict=True)) if a is not b]
+        if self.buffers is not None:
+            return [place for place in changed if isinstance(new[place], Tensor) and new[place].is_floating_point()]
+        if moved := [place for place in changed if not trees.same_leaf(old[place], new[place])]:
+            paths = trees.paths(after)
+            raise ContractError(
+                f"the step changes state.buffers{paths[moved[0]]}, and every rank has seen another part of the batch; "
+                'how they become one is to be said. Write data_parallel(unit, mesh, buffers="mean") for the weighted '
+                "mean over ranks, or put layers that keep averages in eval mode."
+            )
+        return []
+
+
+def _summing(
+    ranks: Ranks, tensors: Sequence[Tensor | None], like: Sequence[Tensor], weight: Any
+) -> Callable[[Tensor], list[Tensor]]:
+    """Begin the sums of tensors; what waits for them."""
+    cut = [dimension_of(leaf) is not None for leaf in like]
+    given = [*zip(tensors, like, cut, strict=True)]
+    local: list[Any] = [y.to_local() if is_laid_out(y) else y for _, y, parted in given if not parted]  # pyright: ignore
+    whole = Sums(ranks, [x for x, _, parted in given if not parted], local, weight)
+    parts = PartSums([x for x, _, parted in given if parted], [y for _, y, parted in given if parted], weight)
+
+    def wait(total: Tensor) -> list[Tensor]:
+        found = {False: iter(whole.wait(total)), True: iter(parts.wait(total))}
+        sums = [next(found[parted]) for parted in cut]
+        return [x if parted else laid_like(x, leaf) for x, leaf, parted in zip(sums, like, cut, strict=True)]
+
+    return wait
+
+
+@dataclass(frozen=True)
+class Placed(Around):
+    """A train step whose state is laid out afterwards as it was before."""
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
+        """The step."""
+        after, output = self.inner(state, batch)
+        if not any(map(is_laid_out, trees.leaves(state.params))):
+            return after, output
+        return settled(after, state), settled_like(output, None)
+
+
+@dataclass(frozen=True)
+class Whole(Around):
+    """A step of evaluation or prediction that sees whole parameters, and whose output is that of the whole batch."""
+
+    sharing: Sharing
+    phase: Phase
+    draws: tuple[Generator, ...]
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
+        """The step."""
+        sharing, ranks = self.sharing, self.sharing.ranks
+        whole = state.replace(params=gather(state.params), memory=gather(state.memory))
+        if ranks.size == 1:
+            after, output = self.inner(whole, batch)
+        else:
+            key = _key(ranks, state, self.phase)
+            after, output = rng.drawing(key, self.draws, False, self.inner, whole, batch)
+        after = after.replace(
+            params=state.params if after.params is whole.params else after.params,
+            memory=state.memory if after.memory is whole.memory else after.memory,
+        )
+        if self.phase != "predict":
+            steps = state.progress.of(self.phase).steps
+            return after, sharing.output(f"{self.phase} step", steps, output)
+        check_rows(output)
+        return after, joined(ranks, output)
+
+
+def _as_words(flags: Sequence[bool]) -> list[float]:
+    """Flags as numbers, 32 in each."""
+    return [
+        float(sum(1 << bit for bit, flag in enumerate(flags[start : start + 32]) if flag))
+        for start in range(0, len(flags), 32)
+    ]
+
+
+def _as_flags(words: Sequence[float], count: int) -> list[bool]:
+    """What `_as_words` was given.
+
+    Example:
+        >>> _as_flags(_as_words([True, False, True]), 3)
+        [True, False, True]
+    """
+    return [bool(int(words[place // 32]) >> place % 32 & 1) for place in range(count)]

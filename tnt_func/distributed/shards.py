@@ -1,0 +1,315 @@
+"""States of which every rank holds a part: how they are laid out, and put together where a step needs the whole.
+
+Parameters are then DTensors: one dimension is cut over the last axis of a mesh, or none is. Everybody sees the whole
+shape, and whatever computes with them computes with the whole: clipping by a global norm is that of one process.
+Optimizer state and averages lie as the parameters that they belong to.
+
+Laws:
+    `gather(shard(state, mesh))` is the state, to the bit.
+
+Example:
+    >>> from tnt_func import rng
+    >>> from tnt_func.distributed.world import init, mesh
+    >>> state = State(params={"w": torch.arange(3.0), "b": torch.ones(1)}, key=rng.key(0))
+    >>> with init() as world:
+    ...     cut = shard(state, mesh(world), lambda path: None if path == "['b']" else 0)
+    ...     cut.params["w"].placements, cut.params["b"].placements, gather(cut).params["w"]
+    ((Shard(dim=0),), (Replicate(),), tensor([0., 1., 2.]))
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from tnt_func import pytree as trees
+from tnt_func.distributed.collectives import buckets, weighted
+from tnt_func.distributed.world import Ranks, together
+from tnt_func.errors import UsageError
+from tnt_func.state import State
+from tnt_func.types import PyTree, typed
+
+S = TypeVar("S")
+Rule: TypeAlias = Callable[[str], int | None]
+"""Of the path of a parameter: which dimension is cut, or None for the whole of it on every rank."""
+
+# The names that torch 2.13 gives them; the older ones warn there.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+@functools.cache
+def _dtensor() -> Any:
+    """The module of DTensor, which takes a while to import and is not always needed."""
+    import torch.distributed.tensor as module
+
+    return module
+
+
+def is_laid_out(leaf: Any) -> bool:
+    """Whether a leaf lies on a mesh, in parts or whole: a DTensor.
+
+    Example:
+        >>> is_laid_out(torch.ones(1))
+        False
+    """
+    return type(leaf) is not Tensor and isinstance(leaf, Tensor) and hasattr(leaf, "device_mesh")
+
+
+def dimension_of(leaf: Any) -> int | None:
+    """Which dimension of a leaf is cut; None where every rank has the whole.
+
+    Example:
+        >>> dimension_of(torch.ones(1)) is None
+        True
+    """
+    return getattr(leaf.placements[-1], "dim", None) if is_laid_out(leaf) else None
+
+
+@typed
+def shard(state: State, mesh: DeviceMesh, rule: Rule = lambda path: 0) -> State:
+    """The State with its parameters cut into parts, one for each rank, and what is laid out like them likewise.
+
+    A leaf of the optimizer's state or of memory follows the parameter whose path ends its own, where shapes agree.
+    Nothing is sent: ranks have the same State, by `replicate`.
+
+    Args:
+        state: the same on every rank.
+        mesh: with one axis; or several, the last of which cuts, while ranks along the others have the same parts.
+        rule: `path of a parameter -> dimension`, or None to leave it whole. Of dimension 0, if not given. A dimension
+            that ranks do not divide is cut as `torch.chunk` does; where a rank would have nothing, all have the whole.
+
+    Raises:
+        UsageError: a parameter has no such dimension.
+
+    Example:
+        >>> from tnt_func import rng
+        >>> from tnt_func.distributed.world import init, mesh
+        >>> with init() as world:
+        ...     shard(State(params={"w": torch.ones(4, 2)}, key=rng.key(0)), mesh(world)).params["w"].placements
+        (Shard(dim=0),)
+
+    References:
+        torch.distributed.fsdp.fully_shard; Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054.
+    """
+    found: dict[str, tuple[torch.Size, int | None]] = {}
+    for path, leaf in trees.named_leaves(state.params):
+        if not isinstance(leaf, Tensor) or is_laid_out(leaf):
+            continue
+        dimension = rule(path) if leaf.dim() else None
+        if dimension is not None and not -leaf.dim() <= dimension < leaf.dim():
+            raise UsageError(
+                f"shard was given a rule that cuts params{path}, {trees.describe(leaf)}, in dimension {dimension}; it "
+                f"has {leaf.dim()}. Return one of them, or None to leave it whole."
+            )
+        if dimension is not None and not _reaches(leaf.shape[dimension], mesh.size(mesh.ndim - 1)):
+            dimension = None
+        found[path] = leaf.shape, None if dimension is None else dimension % leaf.dim()
+
+    def follow(path: str, leaf: Any) -> Any:
+        # The longest of the parameters' paths that ends this one.
+        owner = max((own for own in found if path.endswith(own)), key=len, default=None)
+        if owner is None or not isinstance(leaf, Tensor) or is_laid_out(leaf) or found[owner][0] != leaf.shape:
+            return leaf
+        return laid(leaf, mesh, found[owner][1])
+
+    def each(tree: PyTree) -> PyTree:
+        leaves, structure = trees.flatten(tree)
+        return trees.unflatten([follow(*pair) for pair in zip(trees.paths(tree), leaves, strict=True)], structure)
+
+    return state.replace(params=each(state.params), opt_state=each(state.opt_state), memory=each(state.memory))
+
+
+def _reaches(length: int, count: int) -> bool:
+    """Whether every rank gets something of a dimension."""
+    return -(-length // count) * (count - 1) < length
+
+
+def laid(tensor: Tensor, mesh: DeviceMesh, dimension: int | None) -> Tensor:
+    """A tensor that every rank has, as a DTensor, of which each has a part, or the whole."""
+    if dimension is None:
+        return on_mesh(tensor.detach(), mesh, None, tensor.shape)
+    count, index = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
+    size = -(-tensor.shape[dimension] // count)
+    start = min(index * size, tensor.shape[dimension])
+    own = tensor.detach().narrow(dimension, start, min(size, tensor.shape[dimension] - start)).clone()
+    return on_mesh(own, mesh, dimension, tensor.shape)
+
+
+def on_mesh(own: Tensor, mesh: DeviceMesh, dimension: int | None, shape: torch.Size) -> Tensor:
+    """The DTensor of which this is this rank's part."""
+    module = _dtensor()
+    last = module.Replicate() if dimension is None else module.Shard(dimension)
+    placements = [module.Replicate()] * (mesh.ndim - 1) + [last]
+    stride = torch.empty(shape, device="meta").stride()
+    return module.DTensor.from_local(own.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def gather(state: S) -> S:
+    """The tree with whole tensors in place of parts, on every rank; a State, or any other. All ranks call it.
+
+    Example:
+        >>> gather({"w": torch.ones(1)})
+        {'w': tensor([1.])}
+    """
+    leaves, structure = trees.flatten(state)
+    laid_out = [place for place, leaf in enumerate(leaves) if is_laid_out(leaf)]
+    if not laid_out:
+        return state
+    cut = [place for place in laid_out if dimension_of(leaves[place]) is not None]
+    found = dict(zip(cut, _wholes([leaves[place] for place in cut]), strict=True))
+    for place in laid_out:
+        leaves[place] = found[place] if place in found else leaves[place].to_local()
+    return trees.unflatten(leaves, structure)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a tensor is cut.
+
+    Args:
+        shape: of the whole.
+        dimension: which is cut.
+        size: rows of a part; the last parts may have fewer.
+        own: rows of this rank's part.
+    """
+
+    shape: torch.Size
+    dimension: int
+    size: int
+    own: int
+
+    @classmethod
+    def of(cls, tensor: Any) -> "Cut":
+        """That of a DTensor which is cut."""
+        dimension, mesh = tensor.placements[-1].dim, tensor.device_mesh
+        size = -(-tensor.shape[dimension] // mesh.size(mesh.ndim - 1))
+        return cls(tensor.shape, dimension, size, tensor.to_local().shape[dimension])
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """The other dimensions."""
+        return (*self.shape[: self.dimension], *self.shape[self.dimension + 1 :])
+
+    @property
+    def numel(self) -> int:
+        """Elements that the part of a rank takes in a message."""
+        return self.size * torch.Size(self.rest).numel()
+
+    def rows(self, flat: Tensor, count: int) -> Tensor:
+        """The rows that are at the start of a part of a message."""
+        return flat.unflatten(-1, (self.size, *self.rest)).narrow(-len(self.rest) - 1, 0, count)
+
+
+def _wholes(tensors: Sequence[Any]) -> list[Tensor]:
+    """The whole of each tensor that is cut, by one message for many."""
+    if not tensors:
+        return []
+    found: list[Any] = [None] * len(tensors)
+    mesh = tensors[0].device_mesh
+    ranks = Ranks.of(mesh, mesh.ndim - 1)
+    for places, dtype, device in buckets(tensors, widened=False):
+        cuts = [Cut.of(tensors[place]) for place in places]
+        mine = torch.zeros(sum(each.numel for each in cuts), dtype=dtype, device=device)
+        for place, each, part in zip(places, cuts, mine.split([each.numel for each in cuts]), strict=True):
+            each.rows(part, each.own).copy_(tensors[place].to_local().movedim(each.dimension, 0))
+        room = torch.empty(ranks.size, len(mine), dtype=dtype, device=device)
+        together("a gathering of parts", _gathering, room, mine, ranks)
+        for place, each, parts in zip(places, cuts, room.split([each.numel for each in cuts], 1), strict=True):
+            whole = parts.reshape(ranks.size * each.size, *each.rest)[: each.shape[each.dimension]]
+            found[place] = whole.movedim(0, each.dimension).contiguous()
+    return found
+
+
+class PartSums:
+    """Weighted sums of whole tensors over the ranks, of which each rank gets its part, on their way.
+
+    Args:
+        tensors: of this rank; None counts for nothing.
+        like: DTensors which are cut: how the sums are to lie.
+        weight: of this rank, a number or a 0-d tensor.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor | None], like: Sequence[Any], weight: Any):
+        self._like, self._buckets = like, list[tuple[list[int], list[Cut], Tensor, Any]]()
+        if not like:
+            return
+        self._mesh = like[0].device_mesh
+        ranks = Ranks.of(self._mesh, self._mesh.ndim - 1)
+        for places, dtype, device in buckets(like):
+            cuts = [Cut.of(like[place]) for place in places]
+            whole = torch.zeros(ranks.size, sum(each.numel for each in cuts), dtype=dtype, device=device)
+            for place, each, parts in zip(places, cuts, whole.split([each.numel for each in cuts], 1), strict=True):
+                tensor = tensors[place]
+                if tensor is None:
+                    continue
+                rows = tensor.movedim(each.dimension, 0).split(each.size)
+                for part, own in zip(parts, rows, strict=False):
+                    weighted(own, weight, each.rows(part, len(own)))
+            mine = torch.empty(whole.shape[1], dtype=dtype, device=device)
+            work = together("a sum of parts", _scattering, mine, whole, ranks)
+            self._buckets.append((places, cuts, mine, work))
+
+    def wait(self, total: Tensor) -> list[Tensor]:
+        """The sums over the total, as DTensors in the dtypes of what they are like.
+
+        Args:
+            total: 0-d.
+        """
+        found: list[Any] = [None] * len(self._like)
+        for places, cuts, mine, work in self._buckets:
+            together("a sum of parts", work.wait)
+            for axis in range(self._mesh.ndim - 1):
+                group = Ranks.of(self._mesh, axis).group
+                together("a sum over ranks", lambda mine=mine, group=group: dist.all_reduce(mine, group=group))
+            mine.div_(total.to(mine.device, mine.real.dtype))
+            for place, each, part in zip(places, cuts, mine.split([each.numel for each in cuts]), strict=True):
+                own = each.rows(part, each.own).movedim(0, each.dimension).to(self._like[place].dtype)
+                found[place] = on_mesh(own, self._mesh, each.dimension, each.shape)
+        return found
+
+
+def _gathering(room: Tensor, mine: Tensor, ranks: Ranks) -> None:
+    _all_gather(room.view(-1), mine, group=ranks.group)
+
+
+def _scattering(mine: Tensor, whole: Tensor, ranks: Ranks) -> Any:
+    return _reduce_scatter(mine, whole.view(-1), group=ranks.group, async_op=True)
+
+
+def laid_like(tree: PyTree, like: PyTree) -> PyTree:
+    """A tree of whole tensors, the same on every rank, as another one lies."""
+
+    def follow(leaf: Any, other: Any) -> Any:
+        return leaf if leaf is None or not is_laid_out(other) else laid(leaf, other.device_mesh, dimension_of(other))
+
+    return trees.map(follow, tree, like)
+
+
+def settled(after: State, before: State) -> State:
+    """A state that lies as another one does, wherever arithmetic has put it."""
+    changed: dict[str, Any] = {}
+    for name in ("params", "opt_state", "buffers", "memory", "output"):
+        new, old = getattr(after, name), getattr(before, name)
+        if new is not old:
+            changed[name] = settled_like(new, old if name != "output" else None)
+    return after.replace(**changed)
+
+
+def settled_like(new: PyTree, old: PyTree) -> PyTree:
+    """A tree whose leaves lie as those of another do, and are plain tensors elsewhere."""
+    leaves, structure = trees.flatten(new)
+    same = dict(trees.named_leaves(old))
+    for place, (path, leaf) in enumerate(trees.named_leaves(new)):
+        if not is_laid_out(leaf):
+            continue
+        if not is_laid_out(same.get(path)):
+            leaves[place] = leaf.full_tensor()
+        elif leaf.placements != same[path].placements:
+            leaves[place] = leaf.redistribute(leaf.device_mesh, same[path].placements)
+    return trees.unflatten(leaves, structure)
