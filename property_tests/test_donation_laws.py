@@ -81,6 +81,7 @@ TRANSFORMS: dict[str, Callable[[FitUnit], FitUnit]] = {
     "scaled": lambda unit: T.autocast(unit, torch.float16, init_scale=2.0**120, growth_interval=2),
     "skip_nonfinite": T.skip_nonfinite,
     "with_gradient_stats": T.with_gradient_stats,
+    "with_gradients": T.with_gradients,
 }
 first_params = Callback(name="first", memory=lambda state: state.params)
 last_params = Callback(

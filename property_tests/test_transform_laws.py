@@ -51,6 +51,7 @@ TRANSFORMS: dict[str, Transform] = {
     "autocast": lambda unit: T.autocast(unit, torch.float16, init_scale=2.0**40, growth_interval=2),
     "skip_nonfinite": T.skip_nonfinite,
     "with_gradient_stats": T.with_gradient_stats,
+    "with_gradients": T.with_gradients,
     "detect_anomaly": T.detect_anomaly,
     "remat": lambda unit: T.remat(unit, lambda name, part: name == "1"),
     **{name: lambda unit, callback=callback: attach(unit, callback) for name, callback in CALLBACKS.items()},

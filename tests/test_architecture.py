@@ -19,8 +19,8 @@ MODULES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorte
 FLOORS_6_AND_7 = {"checkpoint", "pausing", "replay", "distributed", "report", "observers", "testing"}
 CODE = ("tnt_func", "tests", "property_tests", "examples", "benchmarks")
 OPTIONAL = (
-    "hypothesis ignite lightning matplotlib mlflow numpy pandas pytest rich safetensors scipy sklearn tensorboard "
-    "torchmetrics torchtnt torchvision tqdm wandb"
+    "hypothesis ignite lightning matplotlib mlflow numpy pandas psutil pyarrow pynvml pytest rich safetensors scipy "
+    "sklearn sqlalchemy tensorboard torchmetrics torchtnt torchvision tqdm wandb"
 ).split()
 
 

@@ -113,6 +113,7 @@ TRANSFORMS: dict[str, Callable[[Any], Any]] = {
     "skip_nonfinite": T.skip_nonfinite,
     "remat": lambda unit: T.remat(unit, lambda name, part: name == "1"),
     "with_gradient_stats": T.with_gradient_stats,
+    "with_gradients": T.with_gradients,
     "detect_anomaly": T.detect_anomaly,
 }
 

@@ -101,10 +101,16 @@ def test_norms_are_torchs_and_of_the_trained_part(part: str | None):
     assert output["loss"] == 6.0
 
 
-def test_stats_need_a_mapping_of_other_names():
-    unit = T.with_gradient_stats(T.with_gradient_stats(unit_of(optim.sgd(0.1))))
-    with pytest.raises(ContractError, match=r"given the output \['grad_norm', 'loss'.*rename what collides"):
-        unit.train_step(first(optim.sgd(0.1)), torch.tensor(1.0))
+def test_gradients_are_those_that_the_optimizer_is_given():
+    optimizer = optim.chain(optim.clip_by_global_norm(0.1), optim.sgd(0.5))
+    _, output = T.with_gradients(unit_of(optimizer)).train_step(first(optimizer), torch.tensor(3.0))
+    assert output["loss"] == 6.0 and output["grads"]["w"].tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("transform", [T.with_gradients, T.with_gradient_stats])
+def test_what_is_added_needs_a_mapping_of_other_names(transform: Any):
+    with pytest.raises(ContractError, match=r"given the output \['grad.*rename what collides"):
+        transform(transform(unit_of(optim.sgd(0.1)))).train_step(first(optim.sgd(0.1)), torch.tensor(1.0))
 
 
 def test_an_anomaly_is_named_and_the_mode_put_back():

@@ -48,7 +48,7 @@ def tensorboard_summaries(
         every_n_steps: called at `step_end` events of training, of the lifetime.
         every_n_epochs: called at `epoch_end` events of training, likewise.
         histograms: a tree of tensors, named by their paths: `lambda event: {"params": event.state.params}`, or the
-            gradients, where the step returns them: `lambda event: {"grads": event.state.output["grads"]}`. Each has 64
+            gradients of a unit `with_gradients`: `lambda event: {"grads": event.state.output["grads"]}`. Each has 64
             bins from the least to the greatest value; what is no tensor is left out, and so is what is not finite.
         images: tensors [channels, height, width] or [batch, channels, height, width], with 1 or 3 channels, uint8 or
             floating from 0 to 1.

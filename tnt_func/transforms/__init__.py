@@ -27,6 +27,7 @@ from tnt_func.transforms.donating import donate as donate
 from tnt_func.transforms.guards import detect_anomaly as detect_anomaly
 from tnt_func.transforms.guards import skip_nonfinite as skip_nonfinite
 from tnt_func.transforms.guards import with_gradient_stats as with_gradient_stats
+from tnt_func.transforms.guards import with_gradients as with_gradients
 from tnt_func.transforms.microbatches import microbatch as microbatch
 from tnt_func.transforms.precision import autocast as autocast
 from tnt_func.transforms.rematerialisation import remat as remat

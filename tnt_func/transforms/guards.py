@@ -16,7 +16,7 @@ Example:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -118,13 +118,56 @@ class GradientStats(Amending):
             "update_norm": treemath.global_norm(treemath.subtract(new, old)),
             "param_norm": treemath.global_norm(old),
         }
-        if not isinstance(slope.output, Mapping) or stats.keys() & slope.output.keys():
-            given = sorted(slope.output) if isinstance(slope.output, Mapping) else kind_of(slope.output)
-            raise ContractError(
-                f"with_gradient_stats was given the output {given}; it adds {sorted(stats)} to a mapping that has none "
-                "of them. Return {'loss': loss} from the objective, and rename what collides."
-            )
-        return after, slope._replace(output={**slope.output, **stats})
+        return after, _reporting("with_gradient_stats", slope, stats)
+
+
+@typed
+def with_gradients(unit: U) -> U:
+    """The output has `grads` too: the gradient that the optimizer is given, a tree like the parameters.
+
+    For what looks at single tensors, histograms in TensorBoard say; for norms, `with_gradient_stats` is smaller.
+
+    Args:
+        unit: its train step is made by `minimize`, and its output is a mapping.
+
+    Raises:
+        UsageError: the step is not made by `minimize`.
+        ContractError: at a step, where the output is no mapping or has such an entry.
+
+    Example:
+        >>> from tnt_func import optim, rng
+        >>> from tnt_func.descent import minimize
+        >>> from tnt_func.unit import TrainUnit
+        >>> def objective(params, state, batch): return (params["w"] * batch).sum(), (state.buffers, {})
+        >>> unit = with_gradients(TrainUnit(train_step=minimize(objective, optim.sgd(0.1))))
+        >>> params = {"w": torch.ones(1)}
+        >>> state = State(params=params, key=rng.key(0), opt_state=optim.sgd(0.1).init(params))
+        >>> unit.train_step(state, 2.0)[1]
+        {'grads': {'w': tensor([2.])}}
+    """
+    return amended(unit, "with_gradients", lambda descent: Gradients())
+
+
+@dataclass(frozen=True)
+class Gradients(Amending):
+    """The amendment of `with_gradients`."""
+
+    reads: ClassVar = ()
+
+    def __call__(self, before: State, after: State, slope: Slope) -> tuple[State, Slope]:
+        """The state as it is, and more output."""
+        return after, _reporting("with_gradients", slope, {"grads": slope.grads})
+
+
+def _reporting(said: str, slope: Slope, more: Mapping[str, Any]) -> Slope:
+    """The slope with more in its output."""
+    if not isinstance(slope.output, Mapping) or more.keys() & slope.output.keys():
+        given = sorted(slope.output) if isinstance(slope.output, Mapping) else kind_of(slope.output)
+        raise ContractError(
+            f"{said} was given the output {given}; it adds {sorted(more)} to a mapping that has none of them. Return "
+            "{'loss': loss} from the objective, and rename what collides."
+        )
+    return slope._replace(output={**slope.output, **more})
 
 
 @typed
