@@ -136,9 +136,6 @@ class Stopwatch:
     def __call__(self, event: Event) -> None:
         """Add the time since the event before, and the batch of a completed step."""
         now, phase, point = self._clock(), event.phase, event.point
-        if point == "start" and (phase == "train" or self._outer != "train"):
-            self._outer, self._last = phase, now
-            self._begin()
         totals = self._totals[phase]
         took, self._last = 0.0 if self._last is None else now - self._last, now
         totals[0] += took
@@ -151,6 +148,9 @@ class Stopwatch:
                 totals[4] += self._samples(event.batch)
             if self._tokens is not None:
                 totals[5] += self._tokens(event.batch)
+        elif point == "start" and (phase == "train" or self._outer != "train"):
+            self._outer = phase
+            self._begin()
         elif point in ("end", "paused", "failed") and phase == self._outer:
             self._outer = None
 
