@@ -83,8 +83,21 @@ def dashboard(lines: list[str]) -> None:
     assert lines[-1] == "dashboard/report.html"
 
 
+def seeds(lines: list[str]) -> None:
+    assert float(lines[0].split()[2]) >= 0.9
+    assert float(lines[1].split()[-1]) < 1e-2
+    assert float(lines[-1].removeprefix("speedup ")) > 0
+
+
+def sweep(lines: list[str]) -> None:
+    assert lines[0].split() == ["lr", "weight_decay", "loss", "accuracy"] and len(lines) == 66
+    assert float(lines[-1].split()[-1]) >= 0.95
+
+
 EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "quickstart.py": quickstart,
+    "seeds.py": seeds,
+    "sweep.py": sweep,
     "four_levels.py": four_levels,
     "check_your_unit.py": check_your_unit,
     "digits_mlp.py": digits_mlp,
