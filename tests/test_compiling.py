@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import tnt_func as tnt
-from tnt_func.compiling import RecompilationWarning, compiled
+from tnt_func.compiling import Compiled, RecompilationWarning, compiled
 from tnt_func.compiling.plans import Plan
 from tnt_func.compiling.templates import giving, taking
 from tnt_func.errors import ContractError, StructureError, TreeError, UsageError
@@ -65,6 +65,27 @@ def test_donated_equals_not_donated_and_lies_where_it_lay():
     where = {name: leaf.data_ptr() for name, leaf in first.params.items()}
     after, _ = train.train_step(first, data()[0])
     assert {name: leaf.data_ptr() for name, leaf in after.params.items()} == where
+
+
+def test_gradients_alone_are_compiled_and_the_optimizer_is_as_it_is():
+    unit, state = fit_unit()
+    fast = compiled(unit, backend="aot_eager", form="gradients").train_unit
+    with tnt.asserts.assert_max_compilations(1):
+        got = tnt.train(fast, state, data(), max_epochs=2)
+    tnt.asserts.assert_trees_close(got, tnt.train(unit.train_unit, state, data(), max_epochs=2), rtol=1e-4, atol=1e-6)
+    donated = tnt.transforms.donate(fast)
+    tnt.asserts.assert_trees_equal(tnt.train(donated, state, data(), max_epochs=2), got)
+    with pytest.raises(UsageError, match="form='gradients' was given for the step <function"):
+        step_of(lambda state, batch: (state, {}), form="gradients")(STATE, None)
+
+
+def test_the_form_is_chosen_by_size(monkeypatch: pytest.MonkeyPatch):
+    unit, state = fit_unit()
+    for large, graphs in ((0, 0), (10**9, 1)):
+        monkeypatch.setattr("tnt_func.compiling.steps.LARGE", large)
+        fast = compiled(unit, backend="aot_eager").train_unit
+        tnt.train(fast, state, data(), max_steps=1)
+        assert isinstance(fast.train_step, Compiled) and len(fast.train_step.memo.plans.get(True, [])) == graphs
 
 
 def test_inductor_runs_the_step():

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,14 +15,18 @@ from tnt_func.compiling.backends import Backend
 from tnt_func.compiling.plans import Plan
 from tnt_func.compiling.refusals import Unreadable, explained
 from tnt_func.compiling.templates import Parts
+from tnt_func.descent import Descent, Objective, Slope
 from tnt_func.donation import separated, spend
 from tnt_func.errors import ContractError, StructureError, UsageError
 from tnt_func.metrics import Metric
 from tnt_func.state import State
-from tnt_func.types import Batch, Output, Phase
+from tnt_func.transforms.seams import inside
+from tnt_func.types import Batch, Output, Phase, PyTree
 from tnt_func.unit import Step
 
 MODEL = ("params", "buffers", "opt_state")
+LARGE = 80_000
+"""Parameters from which on an optimizer's own kernel outruns the one that is generated for it."""
 _SLOT = "memory "
 
 
@@ -52,6 +56,7 @@ class Compilation:
 
 
 OnCompile: TypeAlias = Callable[[Compilation], None]
+Form: TypeAlias = Literal["auto", "step", "gradients"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Memo:
     """What a compiled step has compiled so far; it changes no number, only how long a step takes."""
 
     plans: dict[bool, list[Plan]] = field(default_factory=dict[bool, list[Plan]])
+    forms: dict[Form, Any] = field(default_factory=dict[Form, Any])
     done: list[Compilation] = field(default_factory=list[Compilation])
 
 
@@ -71,6 +77,7 @@ class Compiled:
         phase: of the unit that the step is from.
         metrics: those of the unit; `merging` merges them inside the graph.
         slots: of `state.memory` that the step may read and write.
+        form: what is one graph: the whole "step", or its "gradients", which the optimizer is then given as it is.
         dynamic: whether the first dimension of the batch's tensors may vary.
         donates: whether the new params and opt_state are written over the old ones.
         backend, options: see `compiled`.
@@ -82,6 +89,7 @@ class Compiled:
     phase: Phase
     metrics: Mapping[str, Metric] = field(default_factory=dict[str, Metric])
     slots: tuple[str, ...] = ()
+    form: Form = "step"
     dynamic: bool = True
     donates: bool = False
     backend: Backend = "inductor"
@@ -100,11 +108,41 @@ class Compiled:
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
         """The new state and the output; metrics are left alone, as by any step."""
-        return self._stepped(state, batch, False)
+        by = self._by_gradients(state)
+        return self._stepped(state, batch, False) if by is None else by(state, batch)
 
     def merging(self, state: State, batch: Batch) -> tuple[State, Output]:
         """The new state, the step's own metrics merged in, and the output."""
-        return self._stepped(state, batch, bool(self.metrics))
+        by = self._by_gradients(state)
+        if by is None:
+            return self._stepped(state, batch, bool(self.metrics))
+        after, output = by(state, batch)
+        if not self.metrics:
+            return after, output
+        merged = self._merged(after.metrics.get(self.phase, {}), output)
+        return after.replace(metrics={**after.metrics, self.phase: merged}), output
+
+    def _by_gradients(self, state: State) -> Step | None:
+        """The step of which only the gradients are a graph, where that is the form."""
+        if self.form == "step":
+            return None
+        if self.form not in self.memo.forms:
+            wanted = self.form == "gradients" or _elements(state.params) >= LARGE
+            self.memo.forms[self.form] = self._with_gradients() if wanted else None
+        return self.memo.forms[self.form]
+
+    def _with_gradients(self) -> Step | None:
+        def changed(descent: Descent) -> Descent:
+            slope = replace(self, step=Sloping(descent), metrics={}, form="step", donates=False, memo=self.memo)
+            return replace(descent, differentiate=Gradients(slope), donates=self.donates)
+
+        found = inside(self.step, Descent, changed)
+        if found is None and self.form == "gradients":
+            raise UsageError(
+                f"form='gradients' was given for the step {self.step!r}; it reaches into steps that tnt.minimize "
+                "makes. Write tnt.compiled(unit), which makes one graph of any step."
+            )
+        return found
 
     def _stepped(self, given: State, batch: Batch, merges: bool) -> tuple[State, Output]:
         state = separated(given)[0] if self.donates else given
@@ -241,6 +279,36 @@ class Compiled:
                 one = metric.of(output)
                 merged[name] = metrics[name].merge(one) if name in metrics else one
         return merged
+
+
+@dataclass(frozen=True)
+class Sloping:
+    """The slope that a descent goes down, as a step: its output is the value, the output and the gradient."""
+
+    descent: Descent
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
+        """The state with new buffers, and the slope."""
+        descent = self.descent
+        params = state.params if descent.part is None else state.params[descent.part]
+        slope = descent.differentiate(descent.objective, params, state, batch)
+        return state.replace(buffers=slope.buffers), (slope.value, slope.output, slope.grads)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What finds the gradient of a descent, as one graph."""
+
+    slope: Compiled
+
+    def __call__(self, objective: Objective, params: PyTree, state: State, batch: Batch) -> Slope:
+        """The slope of the descent that it was made of; objective and params are that one's."""
+        after, (value, output, grads) = self.slope(state, batch)
+        return Slope(value, after.buffers, output, grads)
+
+
+def _elements(tree: PyTree) -> int:
+    return sum(leaf.numel() for leaf in trees.tensors(tree))
 
 
 def _difference(before: Mapping[str, str], after: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from tnt_func.compiling.backends import Backend
-from tnt_func.compiling.steps import Compiled, OnCompile
+from tnt_func.compiling.steps import Compiled, Form, OnCompile
 from tnt_func.donation import donates
 from tnt_func.types import typed
 from tnt_func.unit import FitUnit, PhaseUnit, Unit, step_of
@@ -17,6 +17,7 @@ U = TypeVar("U", bound=Unit)
 def compiled(
     unit: U,
     *,
+    form: Form = "auto",
     dynamic: bool = True,
     metrics: bool = True,
     backend: Backend = "inductor",
@@ -28,6 +29,8 @@ def compiled(
     Args:
         unit: its steps are functions of params, buffers, opt_state, the batch and the unit's own slots of memory.
             Transforms come before: `compiled(ema(microbatch(unit, 4)))`.
+        form: "step" is one graph of the whole step; "gradients" one of what `tnt.minimize` differentiates, followed by
+            the optimizer as it is; "auto" is the first up to some 80,000 parameters, where it is the faster one.
         dynamic: whether one graph serves batches of any size from 2 on. If not, each size is compiled.
         metrics: whether metrics are merged inside; write False for one that grows, or that looks at values.
         backend: "inductor", or "aot_eager", which traces and checks the same and generates no code.
@@ -56,6 +59,7 @@ def compiled(
             one.phase,
             one.metrics if metrics else {},
             tuple(one.memory),
+            form=form if one.phase == "train" else "step",
             dynamic=dynamic,
             donates=donates(step),
             backend=backend,
