@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import tnt_func as tnt
-from tnt_func.observers import History, Row, jsonl_writer, recorder, timing
+from tnt_func.observers import History, Row, jsonl_writer, points, recorder, timing
 
 EPOCHS, LENGTH = 4, 25
 
@@ -41,7 +41,7 @@ def recorded(directory: Path, *, lr: float = 0.1, seed: int = 0, **options: Any)
     config = {"lr": lr, "model": {"depth": 2}}
     observers = [
         tnt.replay.record(directory, **cadence, code="v3", config=config),
-        recorder(jsonl_writer(directory / "rows.jsonl"), every_n_steps=5, measures=[timing()]),
+        recorder(jsonl_writer(directory / "rows.jsonl"), every_n_steps=5, measures=[timing(), points()]),
     ]
     return tnt.fit(UNIT, state, DATA, [1.0], max_epochs=EPOCHS, observers=observers, **options)
 

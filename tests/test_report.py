@@ -115,7 +115,7 @@ def test_a_killed_and_resumed_run_is_one_line(tmp_path: Path):
     whole, resumed = (report(tmp_path / name, path=tmp_path / f"{name}.html") for name in ("whole", "killed"))
 
     def untimed(path: Path) -> dict[Any, Any]:
-        return {name: found for name, found in lines(path).items() if not name[-1].startswith("time.")}
+        return {name: found for name, found in lines(path).items() if not name[-1].startswith(("time.", "points."))}
 
     assert untimed(resumed) == untimed(whole)
     for name, found in lines(resumed).items():
@@ -243,6 +243,20 @@ def test_runs_have_names_of_their_own(tmp_path: Path):
 
 
 # What is wrong
+
+
+def test_the_shares_of_the_points_make_up_all_the_time(tmp_path: Path):
+    rows = [
+        Row(n, 0, "train", "step", {"points.train.fetched": 0.5, "points.train.step_end": 1.0 + (n == 4)})
+        for n in (2, 4)
+    ]
+    text = report(History(rows), path=tmp_path / "report.html").read_text()
+    cells = re.findall(r'</i>([^<]*)</td><td class="number">([^<]*)</td><td class="number">([^<]*)</td>', text)
+    assert cells == [("train: waiting for data", "2", "25.0%"), ("train: step and on_train_step_end", "6", "75.0%")]
+    (chart,) = numbers(tmp_path / "report.html")["charts"]
+    assert [series["label"] for series in chart["series"]] == ["train.fetched", "train.step_end"]
+    report(History(rows), History(rows), path=tmp_path / "report.html")
+    assert len(numbers(tmp_path / "report.html")["charts"]) == 2
 
 
 def test_what_a_stranger_wrote_cannot_run(tmp_path: Path):

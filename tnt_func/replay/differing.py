@@ -76,7 +76,7 @@ def diff(a: State | str | os.PathLike[str], b: State | str | os.PathLike[str]) -
         )
     if kinds[0]:
         return _leaf(_leaves(Path(a)), _leaves(Path(b))) or _static(inspect(a).static, inspect(b).static)
-    return _runs(Record.read(a), Record.read(b))
+    return diff_records(Record.read(a), Record.read(b))
 
 
 def _leaves(path: Path) -> dict[str, Any]:
@@ -113,7 +113,8 @@ def _rest(a: State, b: State) -> Difference | None:
     return Difference(path=None, a=None, b=None, said=said[0]) if said else None
 
 
-def _runs(a: Record, b: Record) -> Difference | None:
+def diff_records(a: Record, b: Record) -> Difference | None:
+    """The first difference of two records that were read, as `diff` finds it."""
     theirs, first = _places(b), None
     for where, (index, row) in (ours := _places(a)).items():
         if where not in theirs:

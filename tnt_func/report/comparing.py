@@ -11,7 +11,7 @@ Example:
 from itertools import chain
 from typing import NamedTuple
 
-from tnt_func.replay.differing import diff
+from tnt_func.replay.differing import diff_records
 from tnt_func.report.reading import Run
 from tnt_func.report.series import MEASURED, Series
 
@@ -35,7 +35,7 @@ def first_difference(a: Run, b: Run) -> Parting | None:
     metric differs that both have there. What is measured of time and machine is left out: it always differs.
     """
     if a.record is not None and b.record is not None:
-        found = diff(a.record.directory, b.record.directory)
+        found = diff_records(a.record, b.record)
         if found is None or found.step is None:
             return None
         return Parting(found.step, found.said if found.path is None else f"state{found.path}: {found.said}")

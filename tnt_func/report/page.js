@@ -7,6 +7,7 @@ const words = { nan: NaN, inf: Infinity, "-inf": -Infinity };
 const numbers = (column) => column.map((value) => (typeof value === "string" ? words[value] : value));
 const view = { smoothing: 0, log: false, clip: false, hidden: new Set(), range: null, step: null };
 const MANY = 60; // More points than this are a line without dots, and are smoothed.
+const CROWD = 16; // More members than this are their band alone.
 const LATIN = 6.6; // Pixels of a digit in the labels of an axis.
 
 for (const chart of data.charts) {
@@ -246,7 +247,8 @@ class Chart {
       mark.append(make("title", {}, `${line.label}: ${shown(value)} at step ${step}`));
       drawn.push(mark);
     });
-    return { back: faint ? [raw] : [], front: drawn };
+    const crowd = line.member !== null && this.chart.bands.some((band) => band.members > CROWD);
+    return { back: faint && !crowd ? [raw] : [], front: drawn };
   }
 
   /** The line at a step, in every chart; its values in the chart that is pointed at. */
@@ -308,4 +310,5 @@ for (const chip of document.querySelectorAll("button[data-run]")) {
     draw();
   });
 }
+draw(); // Those in a closed fold too, which nothing resizes.
 document.documentElement.dataset.drawn = charts.length;

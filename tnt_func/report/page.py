@@ -41,8 +41,6 @@ SECTIONS = {
     "gpu": "GPU",
 }
 """The titles of the groups that the library itself writes, in their order; any other group has its own name."""
-LARGE = ("", POINTS)
-"""The groups whose charts are large."""
 
 
 @typed
@@ -122,7 +120,7 @@ def page(runs: Sequence[Run], title: str | None = None) -> str:
         f"script-src '{_hash(script)}'; style-src '{_hash(style)}'"
     )
     name = title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared")
-    first, *others = _sections(charts) or [""]
+    first, *others = _sections(charts, several=len(runs) > 1) or [""]
     parts = [parting_of(runs, partings), first, overview(runs), *others, times(runs), provenance(runs)]
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -177,7 +175,7 @@ def _tools(runs: Sequence[Run]) -> str:
 </div>"""
 
 
-def _sections(charts: Sequence[Mapping[str, Any]]) -> list[str]:
+def _sections(charts: Sequence[Mapping[str, Any]], *, several: bool) -> list[str]:
     """The figures that the script fills, a section for every group."""
     groups: dict[str, list[str]] = {group: [] for group in SECTIONS}
     # What never changes comes last in its section.
@@ -190,12 +188,14 @@ def _sections(charts: Sequence[Mapping[str, Any]]) -> list[str]:
             f'<span class="legend"></span></figcaption>{note}<div class="plot"></div></figure>'
         )
     own = sorted(groups, key=lambda group: group in SECTIONS and group not in ("", HYPERPARAMETERS))
-    return [
-        f"<section{'' if group in LARGE else ' class=minor'}><h2>{escape(SECTIONS.get(group, group))}</h2>"
-        f'<div class="charts">{"".join(groups[group])}</div></section>'
-        for group in own
-        if groups[group]
-    ]
+    found = list[str]()
+    for group in filter(groups.get, own):
+        title, inside = escape(SECTIONS.get(group, group)), f'<div class="charts">{"".join(groups[group])}</div>'
+        small = several if group == POINTS else group != ""
+        folded = f"<details><summary>{len(groups[group])} charts</summary>{inside}</details>"
+        shown = folded if several and group == POINTS else inside
+        found.append(f"<section{' class=minor' * small}><h2>{title}</h2>{shown}</section>")
+    return found
 
 
 def _marks(runs: Sequence[Run], partings: Sequence[Parting | None]) -> list[dict[str, Any]]:
@@ -220,9 +220,11 @@ def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for number, run in enumerate(runs):
         for one in run.series:
-            blank: dict[str, Any] = {"name": one.chart, "group": one.group, "noisy": one.group != HYPERPARAMETERS}
+            # The points of one run are compared with each other, those of several each with its like.
+            named = one.name if one.group == POINTS and len(runs) > 1 else one.chart
+            blank: dict[str, Any] = {"name": named, "group": one.group, "noisy": one.group != HYPERPARAMETERS}
             blank |= {"constant": True, "odd": "", "series": [], "bands": []}
-            chart = found.setdefault(one.chart, blank)
+            chart = found.setdefault(named, blank)
             look = _look(one, number, run.name if len(runs) > 1 else None, len(chart["series"]))
             chart["series"].append({**_series(one, points), "member": one.member, **look})
             chart["constant"] &= one.values.count(one.values[0]) == len(one.values)
