@@ -23,6 +23,7 @@ from tnt_func.observers import (
     Row,
     anomalies,
     banner,
+    checkpointer,
     console,
     csv_writer,
     every,
@@ -30,18 +31,21 @@ from tnt_func.observers import (
     isolate,
     jsonl_writer,
     on,
+    predictions,
     profiler,
     progress_bar,
     rank_zero,
     recorder,
     system,
     tee,
+    tensorboard_summaries,
     tensorboard_writer,
     tf32,
     throughput,
     timing,
     warn_on_empty_data,
     warn_on_slow_data,
+    warn_on_slow_rank,
     when,
 )
 from tnt_func.testing.case import Case
@@ -55,6 +59,10 @@ class Terminal(io.StringIO):
 
 def falling(event: Event) -> None:
     raise OSError("the network is gone")
+
+
+def counted(event: Event) -> dict[str, list[int]]:
+    return {"step": [event.state.progress.eval.steps]}
 
 
 def plain(directory: Path) -> dict[str, Observer]:
@@ -72,7 +80,11 @@ def plain(directory: Path) -> dict[str, Observer]:
         "banner": banner(file=io.StringIO()),
         "garbage": garbage_collection(every_n_steps=100),
         "tf32": tf32(),
-        "warnings": tee(warn_on_empty_data(), warn_on_slow_data(share=0.01, n_steps=1)),
+        "warnings": tee(
+            warn_on_empty_data(), warn_on_slow_data(share=0.01, n_steps=1), warn_on_slow_rank(every_n_steps=1)
+        ),
+        "predictions": predictions(directory / "b.csv", columns=counted, phase="eval"),
+        "checkpoints": checkpointer(directory / "checkpoints", every_n_epochs=1, keep=1, asynchronous=True),
     }
 
 
@@ -89,6 +101,7 @@ AROUND: tuple[Any, ...] = (
 NAMES = (
     *("bar", "console", "recorder", "falling"),
     *("measures", "anomalies", "banner", "garbage", "tf32", "warnings"),
+    *("predictions", "checkpoints"),
 )
 CHOICES = st.lists(
     st.tuples(st.sampled_from(NAMES), st.sampled_from(AROUND)), max_size=4, unique_by=lambda pair: pair[0]
@@ -120,8 +133,10 @@ def test_observers_of_every_kind_do_not_matter(case: Case, choices: Sequence[tup
 @given(fit_cases())
 def test_tensorboard_and_the_profiler_do_not_matter(case: Case):
     with tempfile.TemporaryDirectory() as directory:
-        events = recorder(tensorboard_writer(directory), every_n_steps=1)
-        case.check(testing.check_observers, observers=[events, profiler(directory, wait=0, warmup=1, active=1)])
+        writer = tensorboard_writer(directory)
+        shown = tensorboard_summaries(writer, every_n_steps=1, histograms=lambda event: event.state.params)
+        profiled = profiler(directory, wait=0, warmup=1, active=1)
+        case.check(testing.check_observers, observers=[recorder(writer, every_n_steps=1), shown, profiled])
 
 
 def test_an_observer_that_writes_is_caught_inside_a_combinator():
