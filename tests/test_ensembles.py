@@ -317,5 +317,13 @@ def test_records_have_the_mean_and_every_member():
     assert evaluated.metrics["loss.0"] > 0
 
 
+def test_the_console_tells_mean_and_deviation(capsys: pytest.CaptureFixture[str]):
+    unit, states = members(optim.sgd(0.1))
+    unit, console = tnt.ensemble(unit.train_unit, 3), tnt.observers.console()
+    tnt.train(unit, tnt.stack(states), data(1), max_epochs=1, observers=[console])
+    names = [part.split()[0] for part in capsys.readouterr().out.partition(": ")[2].split(", ")]
+    assert names == ["loss", "loss.std", "accuracy", "accuracy.std"]
+
+
 def test_one_member_spreads_by_nothing():
     assert spread(torch.tensor([2.0])).std == 0.0

@@ -97,8 +97,12 @@ def save(
     _appear(path, fill)
 
 
-def numbers(state: State) -> dict[str, dict[str, float]]:
-    """The metrics of a state that are one number, by phase and name; of an ensemble, means and each member's.
+def numbers(state: State, *, members: bool = True) -> dict[str, dict[str, float]]:
+    """The metrics of a state that are one number, by phase and name.
+
+    Args:
+        state: any.
+        members: of an ensemble, whether each member's are wanted besides mean and standard deviation.
 
     Example:
         >>> from tnt_func.metrics import mean
@@ -106,14 +110,14 @@ def numbers(state: State) -> dict[str, dict[str, float]]:
         >>> numbers(State(params={}, key=key(0), metrics={"eval": {"loss": mean("loss").of({"loss": 0.5})}}))
         {'eval': {'loss': 0.5}}
     """
-    return {phase: dict(_numbers(accumulators)) for phase, accumulators in state.metrics.items()}
+    return {phase: dict(_numbers(accumulators, members)) for phase, accumulators in state.metrics.items()}
 
 
-def _numbers(accumulators: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _numbers(accumulators: Mapping[str, Any], members: bool) -> Iterator[tuple[str, float]]:
     for name, accumulator in accumulators.items():
         try:
             if isinstance(accumulator, PerMember):
-                yield from accumulator.numbers(name).items()
+                yield from accumulator.numbers(name, members=members).items()
                 continue
             value = torch.as_tensor(accumulator.value())
         except Exception:

@@ -92,10 +92,10 @@ class PerMember:
             return self.accumulators.value()
         return torch.stack([torch.as_tensor(one.value()) for one in self._each()])
 
-    def numbers(self, name: str) -> dict[str, float]:
+    def numbers(self, name: str, *, members: bool = True) -> dict[str, float]:
         """Where a member has one number: their mean by the name, "name.std", and "name.0", "name.1", ... of each."""
         values = self.value()
-        return named(name, values) if values.dim() == 1 and not values.is_complex() else {}
+        return named(name, values, members=members) if values.dim() == 1 and not values.is_complex() else {}
 
     def _at_once(self) -> bool:
         return type(self.accumulators) in ELEMENTWISE and all(x.dim() == 1 for x in trees.leaves(self.accumulators))
@@ -104,8 +104,8 @@ class PerMember:
         return [taken(self.accumulators, index) for index in range(len(trees.tensors(self.accumulators)[0]))]
 
 
-def named(name: str, values: Tensor) -> dict[str, float]:
-    """A number of each member as numbers of one: the mean, the standard deviation, and each.
+def named(name: str, values: Tensor, *, members: bool = True) -> dict[str, float]:
+    """A number of each member as numbers of one: the mean, the standard deviation, and each, if those are wanted.
 
     Example:
         >>> named("loss", torch.tensor([1.0, 3.0]))
@@ -113,8 +113,8 @@ def named(name: str, values: Tensor) -> dict[str, float]:
     """
     each = values.detach().double().cpu()
     std = each.std(correction=int(len(each) > 1))
-    members = {f"{name}.{index}": value for index, value in enumerate(each.tolist())}
-    return {name: each.mean().item(), f"{name}.std": std.item(), **members}
+    singly = {f"{name}.{index}": value for index, value in enumerate(each.tolist())} if members else {}
+    return {name: each.mean().item(), f"{name}.std": std.item(), **singly}
 
 
 def per_member(metric: Metric, size: int) -> Metric:

@@ -33,7 +33,7 @@ def console(*, file: Any = None) -> Observer:
     def printing(event: Event) -> None:
         if event.point != "epoch_end":
             return
-        found, progress = metrics_of(event), event.state.progress
+        found, progress = metrics_of(event, members=False), event.state.progress
         metrics = ": " + ", ".join(f"{name} {value:.6g}" for name, value in found.items()) if found else ""
         where = f"{event.phase} epoch {progress.of(event.phase).epochs}, step {progress.train.steps}"
         print(where + metrics, file=sys.stdout if file is None else file)

@@ -109,7 +109,7 @@ class ProgressBar:
             bar.update(state.progress.of(phase).steps_in_epoch - bar.n)
         if not bar.disable and (over or time.monotonic() >= self._due):
             self._due = time.monotonic() + self._seconds
-            found = metrics_of(event)
+            found = metrics_of(event, members=False)
             if found or not over:
                 bar.set_postfix(found or numbers(state.output), refresh=False)
         if over:

@@ -84,8 +84,12 @@ class Writer(Protocol):
         ...
 
 
-def metrics_of(event: Event) -> dict[str, float]:
+def metrics_of(event: Event, *, members: bool = True) -> dict[str, float]:
     """The metrics of an event's phase, so far in its epoch, that are one number; reading them waits for the device.
+
+    Args:
+        event: any.
+        members: of an ensemble, whether each member's are wanted besides mean and standard deviation.
 
     Example:
         >>> from tnt_func.metrics import mean
@@ -96,4 +100,4 @@ def metrics_of(event: Event) -> dict[str, float]:
         {'loss': 0.5}
     """
     phase, metrics = event.phase, event.state.metrics
-    return numbers(event.state.replace(metrics={phase: metrics.get(phase, {})}))[phase]
+    return numbers(event.state.replace(metrics={phase: metrics.get(phase, {})}), members=members)[phase]
