@@ -1,20 +1,27 @@
 """A whole training step: `supervised` in `train()` beside the imperative loop, TorchTNT and Lightning.
 
 AdamW, float32, CPU, one thread. Every contestant takes the same batches for the same number of steps in every round,
-in an order that rotates; figures are medians over rounds of the time a step, and of its ratio to the imperative loop
-within the round, with the quartiles. Peak memory is of a process of its own.
+in an order that rotates; figures are medians over rounds of the CPU time a step, and of its ratio to the imperative
+loop within the round, with the quartiles. Donated runs consume the state that they are given, as the imperative loop
+does. Peak memory and page faults are of a process of its own, also with glibc told to keep what is freed.
+
+    python benchmarks/step.py                        everything
+    python benchmarks/step.py "MLP of 25M, batch 16" one case
 """
 
 import importlib.util
 import itertools
+import json
 import logging
+import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,41 +76,68 @@ def tokens() -> Batch:
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch], int]] = {
     "MLP 64-32-32-10, batch 32": (lambda: mlp(64, 32, 32, 10), lambda: images(32, 64), 400),
+    "MLP 64-256-256-10, batch 64": (lambda: mlp(64, 256, 256, 10), lambda: images(64, 64), 200),
     "conv net 1x28x28, batch 32": (conv, lambda: images(32, 1, 28, 28), 40),
     "transformer d 64, T 64, batch 8": (Transformer, tokens, 30),
     "MLP of 25M, batch 16": (lambda: mlp(1024, 4096, 4096, 1024, 10), lambda: images(16, 1024), 4),
 }
 """Name: module, batch, steps a round."""
+LEAVES = {
+    f"{2 * n:,} leaves": (lambda n=n: mlp(*[8] * n, 10), lambda: images(4, 8), max(2000 // n, 20)) for n in (5, 50, 500)
+}
+LARGE = "MLP of 25M, batch 16"
+KEEPING = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+"""What tells glibc to take large buffers from its heap, and to keep them when they are freed."""
 
 
 def imperative(module: nn.Module, batches: list[Batch]) -> Run:
     optimizer = torch.optim.AdamW(module.parameters(), lr=LR, fused=True)
 
     def run(steps: int) -> float:
-        start = time.perf_counter()
+        start = time.thread_time()
         for x, y in itertools.islice(itertools.cycle(batches), steps):
             optimizer.zero_grad()
             F.cross_entropy(module(x), y).backward()
             optimizer.step()
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     return run
 
 
-def tnt_func(optimizer: tnt.optim.Optimizer) -> Callable[[nn.Module, list[Batch]], Run]:
+def tnt_func(optimizer: tnt.optim.Optimizer, donate: Any = False) -> Callable[[nn.Module, list[Batch]], Run]:
     def make(module: nn.Module, batches: list[Batch]) -> Run:
         unit, state = tnt.supervised(module, F.cross_entropy, optimizer, key=tnt.key(0))
 
         def run(steps: int) -> float:
             nonlocal state
             data = list(itertools.islice(itertools.cycle(batches), steps))
-            start = time.perf_counter()
-            state = tnt.train(unit.train_unit, state, data, max_steps=state.progress.train.steps + steps)
-            return time.perf_counter() - start
+            start = time.thread_time()
+            total = state.progress.train.steps + steps
+            state = tnt.train(unit.train_unit, state, data, max_steps=total, donate=donate)
+            return time.thread_time() - start
 
         return run
 
     return make
+
+
+def by_hand(module: nn.Module, batches: list[Batch]) -> Run:
+    """`tnt.step` in a loop, where nobody holds on to the first state."""
+    unit, state = tnt.supervised(module, F.cross_entropy, tnt.optim.adamw(LR), key=tnt.key(0))
+    state = tnt.prepare(unit, state)
+
+    def run(steps: int) -> float:
+        nonlocal state
+        start = time.thread_time()
+        for batch in itertools.islice(itertools.cycle(batches), steps):
+            state = tnt.step(unit.train_unit, state, batch)
+        return time.thread_time() - start
+
+    return run
 
 
 def torchtnt(module: nn.Module, batches: list[Batch]) -> Run:
@@ -144,9 +178,9 @@ def _torchtnt(train: Callable[..., None], unit: Any, batches: list[Batch]) -> Ru
     def run(steps: int) -> float:
         data = list(itertools.islice(itertools.cycle(batches), steps))
         epochs = unit.train_progress.num_epochs_completed
-        start = time.perf_counter()
+        start = time.thread_time()
         train(unit, data, max_epochs=epochs + 1)
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     return run
 
@@ -168,10 +202,10 @@ def lightning(module: nn.Module, batches: list[Batch]) -> Run:
             return torch.optim.AdamW(self.parameters(), lr=LR, fused=True)
 
         def on_train_epoch_start(self) -> None:
-            self.started = time.perf_counter()
+            self.started = time.thread_time()
 
         def on_train_epoch_end(self) -> None:
-            self.took = time.perf_counter() - self.started
+            self.took = time.thread_time() - self.started
 
     unit = Module()
 
@@ -195,6 +229,10 @@ def contestants() -> dict[str, Callable[[nn.Module, list[Batch]], Run]]:
         ),
         "supervised, from_torch(AdamW)": tnt_func(tnt.optim.from_torch(torch.optim.AdamW, lr=LR)),
         "supervised, adamw": tnt_func(tnt.optim.adamw(LR)),
+        "supervised, adamw, donated": tnt_func(tnt.optim.adamw(LR), "given"),
+        "supervised, from_torch(AdamW, fused=True), donated": tnt_func(
+            tnt.optim.from_torch(torch.optim.AdamW, lr=LR, fused=True), "given"
+        ),
     }
     if importlib.util.find_spec("torchtnt"):
         found |= {"TorchTNT TrainUnit": torchtnt, "TorchTNT AutoUnit": torchtnt_auto}
@@ -203,15 +241,22 @@ def contestants() -> dict[str, Callable[[nn.Module, list[Batch]], Run]]:
     return found
 
 
+OURS = ("imperative, fused", "supervised, adamw", "supervised, adamw, donated")
+
+
 def made(case: str, name: str) -> Run:
-    make_module, make_batch, _ = CASES[case]
+    make_module, make_batch, _ = {**CASES, **LEAVES}[case]
     torch.manual_seed(0)
-    return contestants()[name](make_module(), [make_batch() for _ in range(4)])
+    make = by_hand if name == BY_HAND else contestants()[name]
+    return make(make_module(), [make_batch() for _ in range(4)])
 
 
-def compare(case: str) -> None:
-    steps = CASES[case][2]
-    runs = {name: made(case, name) for name in contestants()}
+BY_HAND = "tnt.step by hand, adamw"
+
+
+def compare(case: str, names: Iterable[str]) -> None:
+    steps = {**CASES, **LEAVES}[case][2]
+    runs = {name: made(case, name) for name in names}
     for run in runs.values():
         run(steps)
     taken: dict[str, list[float]] = {name: [] for name in runs}
@@ -224,13 +269,22 @@ def compare(case: str) -> None:
     base = taken["imperative, fused"]
     for name, seconds in taken.items():
         low, middle, high = statistics.quantiles([a / b for a, b in zip(seconds, base, strict=True)], n=4)
-        print(f"  {name:44}{statistics.median(seconds) * 1e6:10.0f} us  ratio {middle:5.2f}  ({low:.2f} to {high:.2f})")
+        print(f"  {name:52}{statistics.median(seconds) * 1e6:10.0f} us  ratio {middle:5.2f}  ({low:.2f} to {high:.2f})")
 
 
-def peak(case: str, name: str) -> float:
-    """Peak resident memory, in MiB, of a process that takes a few steps."""
-    command = [sys.executable, __file__, case, name]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def alone(case: str, name: str, environment: dict[str, str]) -> dict[str, float]:
+    """Of a process that takes ten steps: peak resident memory in MiB, page faults and seconds a step."""
+    command, surroundings = [sys.executable, __file__, case, name], {**os.environ, **environment}
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings)
+    return json.loads(found.stdout)
+
+
+def _measured(run: Run) -> dict[str, float]:
+    run(2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    seconds = run(8) / 8
+    faults = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 8
+    return {"peak": _peak_of_this_process(), "faults": faults, "seconds": seconds}
 
 
 def _peak_of_this_process() -> float:
@@ -244,15 +298,22 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if len(sys.argv) == 3:
-        made(sys.argv[1], sys.argv[2])(3)
-        print(_peak_of_this_process())
+        print(json.dumps(_measured(made(sys.argv[1], sys.argv[2]))))
         return
     print(f"torch {torch.__version__}, tnt_func {tnt.__version__}, one thread")
+    if len(sys.argv) == 2:
+        compare(sys.argv[1], contestants() if sys.argv[1] in CASES else OURS)
+        return
     for case in CASES:
-        compare(case)
-    print("\nPeak memory of the process, MLP of 25M, batch 16")
-    for name in contestants():
-        print(f"  {name:44}{peak('MLP of 25M, batch 16', name):10.0f} MiB")
+        compare(case, contestants())
+    for case in LEAVES:
+        compare(case, OURS)
+    print(f"\n{LARGE}, each in a process of its own: peak memory, page faults a step, CPU time a step")
+    for name in (*contestants(), BY_HAND):
+        for said, environment in (("", {}), ("glibc keeps", KEEPING)):
+            found = alone(LARGE, name, environment)
+            figures = f"{found['peak']:8.0f} MiB {found['faults']:10,.0f} faults {found['seconds'] * 1e3:8.0f} ms"
+            print(f"  {name:52}{said:12}{figures}")
 
 
 if __name__ == "__main__":
