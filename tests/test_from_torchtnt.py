@@ -172,7 +172,7 @@ def test_pytorch_profiler(tmp_path: Path):
 
 def test_slow_rank_detector():
     """On two processes in test_observers_slow_ranks; here it is alone, and nobody waits."""
-    train(tnt.observers.warn_on_slow_rank(every_n_steps=1))
+    assert tnt.digest(train(tnt.observers.warn_on_slow_rank(every_n_steps=1))) == tnt.digest(train())
 
 
 def test_system_resources_monitor():
