@@ -30,6 +30,7 @@ class Browser:
     def __init__(self, folder: Path):
         (theirs, self._to), (self._from, ours) = os.pipe(), os.pipe()
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        flags += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
         # Chromium reads commands from descriptor 3 and answers on descriptor 4.
         command = f'exec "$0" "$@" 3<&{theirs} 4>&{ours}'
         self._process = subprocess.Popen(

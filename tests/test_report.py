@@ -111,6 +111,8 @@ def test_a_killed_and_resumed_run_is_one_line(tmp_path: Path):
     shutil.rmtree(last)
     with open(killed / "rows.jsonl", "a") as file:
         file.write('{"step":50,"epoch":2,"pha')
+    cut = lines(report(killed, path=tmp_path / "cut.html"))
+    assert [step for step, _ in cut[0, "train", "step", "points.train.step_end"]] == list(range(5, 50, 5))
     recorded(killed)
     whole, resumed = (report(tmp_path / name, path=tmp_path / f"{name}.html") for name in ("whole", "killed"))
 
@@ -139,7 +141,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path):
 # Downsampling
 
 
-@given(st.lists(st.floats(), min_size=1, max_size=300), st.integers(8, 60))
+@given(st.lists(st.floats(), min_size=20, max_size=120), st.integers(8, 60))
 def test_thinning_keeps_ends_extremes_and_what_is_not_finite(column: list[float], points: int):
     kept = thinned([torch.tensor(column, dtype=torch.float64)], points)
     assert kept == sorted(set(kept)) and {0, len(column) - 1} <= set(kept)
