@@ -1,6 +1,7 @@
 """Measures of the machine that a run is on: CPU and memory by psutil, a GPU by NVML.
 
-They look when they are read, at the cadence of the recorder, and where an epoch begins; else they cost nothing.
+They look when they are read, at the cadence of the recorder, and where an epoch begins; a look takes less than a
+millisecond, and else they cost nothing.
 
 Example:
     >>> import tnt_func as tnt
