@@ -94,11 +94,34 @@ def trace(function: Function, leaves: Sequence[Any], dynamic: Sequence[bool]) ->
     return Graph(module, inputs, used, constants, sources, shapes, varying)
 
 
+def drawing(module: GraphModule) -> list[str]:
+    """The operations of a graph that draw random numbers, each once.
+
+    Example:
+        >>> drawing(trace(lambda leaves: ([leaves[0] + torch.rand(2)], []), [torch.ones(2)], [False]).module)
+        ['aten.rand']
+    """
+    found = [
+        node for node in module.graph.nodes if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    ]
+    return [*dict.fromkeys(str(node.target.overloadpacket) for node in found if not _drops_nothing(node))]
+
+
+def _drops_nothing(node: Any) -> bool:
+    """Whether it is attention, say, whose dropout is 0."""
+    for place, argument in enumerate(node.target._schema.arguments):
+        if argument.name == "dropout_p":
+            given = node.args[place] if place < len(node.args) else node.kwargs.get("dropout_p", argument.default_value)
+            return given == 0
+    return False
+
+
 class _Results:
     """What a function returns, told apart from what it was given: `sources`, and what is `new`."""
 
     def __init__(self, given: dict[int, Tensor], results: list[Any]):
         self._given, self._results = given, results
+        self._ids = {id(tensor): place for place, tensor in given.items()}
         self._owners = {_storage(tensor): place for place, tensor in given.items()}
         self._places: dict[int, int] = {}
         self.new: list[Any] = []
@@ -111,7 +134,8 @@ class _Results:
             return "constant", result
         if not isinstance(result, Tensor):
             return "new", self._returned(result, copied=False)
-        owner = self._owners.get(_storage(result))
+        # Tensors that were given may share storage among themselves.
+        owner = self._ids.get(id(result), self._owners.get(_storage(result)))
         if owner is not None and _same(self._given[owner], result):
             return "old", owner
         # A view of what was given is copied, so that no result shares storage with it.

@@ -202,6 +202,16 @@ def first_claim(predicates: Sequence[Predicate]) -> ByPath[int]:
     return ByPath(lambda path: next((n for n, claims in enumerate(predicates) if claims(path)), len(predicates)))
 
 
+def is_graphed() -> bool:
+    """Whether a graph is being made of what is called, as `tnt.compiled` makes it.
+
+    Example:
+        >>> is_graphed()
+        False
+    """
+    return _mode(_TRACES) is not None
+
+
 def is_traced(hyperparameters: Iterable[Any]) -> bool:
     """Whether values must not be looked at: in a graph being traced, in `torch.func`, or where gradients flow back.
 
@@ -209,7 +219,7 @@ def is_traced(hyperparameters: Iterable[Any]) -> bool:
         >>> is_traced([torch.tensor(0.1)]), is_traced([torch.tensor(0.1, requires_grad=True)])
         (False, True)
     """
-    if torch.compiler.is_compiling() or _level() is not None or _mode(_TRACES) is not None:
+    if torch.compiler.is_compiling() or _level() is not None or is_graphed():
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in hyperparameters if isinstance(x, Tensor))
 

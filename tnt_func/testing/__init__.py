@@ -18,6 +18,7 @@ from tnt_func.testing.calls import check_purity as check_purity
 from tnt_func.testing.calls import check_structure as check_structure
 from tnt_func.testing.checked import checked as checked
 from tnt_func.testing.checkpoint import check_checkpoint as check_checkpoint
+from tnt_func.testing.compiling import check_compiled as check_compiled
 from tnt_func.testing.composition import check_composition as check_composition
 from tnt_func.testing.composition import check_metric as check_metric
 from tnt_func.testing.donation import check_donation as check_donation

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from tnt_func.descent import Descent
 from tnt_func.errors import UsageError
 from tnt_func.model import Apply, Model, from_module
+from tnt_func.optim.layout import is_graphed
 from tnt_func.transforms.seams import Around, U, on_descent
 from tnt_func.types import typed
 
@@ -46,8 +47,8 @@ def remat(unit: U, where: Choice) -> U:
 
     Raises:
         UsageError: the unit is another, no submodule is chosen, or a chosen one has forward hooks, which would run
-            twice. At a step, torch's RuntimeError under `torch.func` and in a compiled step, where tensors are saved
-            without hooks.
+            twice. At a step, torch's RuntimeError under `torch.func`, where tensors are saved without hooks. In a
+            compiled step the compiler decides what is kept, and nothing is run again here.
 
     Example:
         >>> from tnt_func import optim, rng
@@ -125,7 +126,11 @@ class Rematerialised:
 
         # Into copies, so that running again moves no average twice, nor starts from one that moved.
         before = {name: buffer.clone() for name, buffer in buffers.items()} if train else buffers
-        output, after = checkpoint(run, params, before, args, kwargs, use_reentrant=False)
+        # A graph keeps no state of a generator, and running again there would draw other masks.
+        if is_graphed():
+            output, after = run(params, before, args, kwargs)
+        else:
+            output, after = checkpoint(run, params, before, args, kwargs, use_reentrant=False)
         if train:
             with torch.no_grad():
                 for name, buffer in buffers.items():
