@@ -177,7 +177,7 @@ def kept_unless(fine: Tensor, before: State, after: State, parts: tuple[str, ...
         tensor(1.)
     """
     old, new = ({part: getattr(state, part) for part in parts} for state in (before, after))
-    if any(leaf.device.type == "cpu" for leaf in trees.tensors(new)) and not is_traced([fine]):
+    if not is_traced([fine]) and (fine.is_cpu or any(leaf.is_cpu for leaf in trees.tensors(new))):
         return after if fine.item() else after.replace(**old)
 
     def choose(new: PyTree, old: PyTree) -> PyTree:
