@@ -97,9 +97,11 @@ def test_compiled_steps_are_the_steps(name: str):
     half = name.startswith("autocast")
     # Parts of a batch have sizes that are read in Python.
     sizes, compilations = ((6, 4), 2) if name == "microbatch" else ((6, 3), 1)
-    tolerance = {"rtol": 0.05, "atol": 0.05} if half else {"rtol": 1e-4, "atol": 1e-5}
+    rtol, atol = (0.05, 0.05) if half else (1e-4, 1e-5)
     whole = name in ("BatchNorm", "ema")
-    check_compiled(unit if whole else unit.train_unit, state, data(*sizes), compilations=compilations, **tolerance)
+    check_compiled(
+        unit if whole else unit.train_unit, state, data(*sizes), compilations=compilations, rtol=rtol, atol=atol
+    )
 
 
 @pytest.mark.parametrize("form", ["step", "gradients"])

@@ -116,7 +116,8 @@ class Rematerialised:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The submodule's output."""
-        params, buffers = dict(self.module.named_parameters()), dict(self.module.named_buffers())
+        params: dict[str, Tensor] = dict(self.module.named_parameters())
+        buffers = dict(self.module.named_buffers())
         train = self.module.training
 
         def run(
