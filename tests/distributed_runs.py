@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 --max-restarts 1 tests/distributed_runs.py faults DI
 """
 
 import functools
+import itertools
 import json
 import os
 import signal
@@ -130,12 +131,13 @@ def checks(world: tnt.distributed.World, directory: Path) -> dict[str, Any]:
         "digest alone": tnt.digest([tnt.digest(event.state) for event in alone]),
     }
     found |= of_parts(world, state, alone)
+    found |= of_checkpoints(world, directory, together[11].state)
     found |= of_merged(state, parallel, cut, together[-1].state)
     found |= of_buffers(parallel, cut)
     found |= of_predictions(unit, parallel, state, cut)
     found |= of_gradients(world, mesh)
     found |= of_draws(parallel, cut)
-    found |= of_pauses(world, mesh, directory, parallel, cut, state, together[-1].state)
+    found |= of_pauses(world, directory, cut, state)
     found |= of_replicas(world, mesh, state)
     found |= of_wrong_use(world, mesh, parallel)
     return found
@@ -148,11 +150,16 @@ def unsynchronised(unit: tnt.FitUnit, state: tnt.State, cut: Any, together: list
     return max(float((params[name] - there[name]).abs().max()) for name in params)
 
 
-def of_parts(world: tnt.distributed.World, state: tnt.State, alone: list[tnt.Event]) -> dict[str, Any]:
-    """Parameters of which each rank has a part, in rows, in columns, or the whole; where there are four, on a grid."""
+def in_parts(world: tnt.distributed.World, state: tnt.State) -> tuple[tnt.FitUnit, tnt.State, DeviceMesh]:
     mesh = tnt.distributed.mesh(world, **({"replicas": 2, "shards": 2} if world.size == 4 else {}))
     unit, _ = prepared(parallel=functools.partial(tnt.distributed.data_parallel, mesh=mesh))
     first = tnt.distributed.shard(state, mesh, lambda path: {"0.weight": 1, "2.bias": None}.get(path[9:-2], 0))
+    return unit, first, mesh
+
+
+def of_parts(world: tnt.distributed.World, state: tnt.State, alone: list[tnt.Event]) -> dict[str, Any]:
+    """Parameters of which each rank has a part, in rows, in columns, or the whole; where there are four, on a grid."""
+    unit, first, _ = in_parts(world, state)
     data, eval_data = (whole.shard(world.rank, world.size) for whole in (DATA, EVAL_DATA))
     gaps, kinds, last = [0.0], set[str](), first
     found = tnt.fit_events(unit, first, data, eval_data, max_steps=STEPS, evaluate_every_n_steps=8)
@@ -169,6 +176,45 @@ def of_parts(world: tnt.distributed.World, state: tnt.State, alone: list[tnt.Eve
         "parts layouts": len(kinds),
         "parts held": held / sum(leaf.numel() for leaf in whole),
         "parts back": tnt.digest(tnt.distributed.gather(first)) == tnt.digest(state),
+    }
+
+
+def of_checkpoints(world: tnt.distributed.World, directory: Path, state: tnt.State) -> dict[str, Any]:
+    """Written in parts, in one, and by other numbers of ranks; read into every layout; damaged; in the way."""
+    state, d = state.replace(output=None), tnt.distributed
+    mesh = d.mesh(world)
+    layouts = [state, d.shard(state, mesh), d.shard(state, mesh, lambda path: 1 if "weight" in path else None)]
+    if world.size == 4:
+        layouts.append(d.shard(state, d.mesh(world, replicas=2, shards=2)))
+    wrong = list[Any]()
+    for number, layout in enumerate(layouts):
+        d.save(directory / f"{number}", layout, mesh if number < 3 else d.mesh(world, replicas=2, shards=2))
+    for number, (layout, like) in enumerate(itertools.product(range(len(layouts)), layouts)):
+        blank = tnt.pytree.map(lambda x: torch.zeros_like(x) if isinstance(x, Tensor) else x, like)
+        found = d.restore(directory / f"{layout}", blank.replace(key=tnt.key(99)))
+        kinds = [[getattr(x, "placements", None) for x in tnt.pytree.leaves(s)] for s in (found, like)]
+        if tnt.digest(d.gather(found)) != tnt.digest(state) or kinds[0] != kinds[1]:
+            wrong.append((layout, number))
+    if world.size > 1 and world.rank == 0:
+        d.consolidate(directory / "1", directory / "whole")
+        if tnt.digest(tnt.checkpoint.restore(directory / "whole", state)) != tnt.digest(state):
+            wrong.append("consolidated")
+    refused = refusal(lambda: d.save(directory / "1", layouts[1], mesh))
+    torch.distributed.barrier()
+    if world.rank == world.size - 1:
+        (target,) = (
+            (directory / "2").glob(f"**/part-{world.size - 1:05}-*/tensors.safetensors") if world.size > 1 else [None]
+        )
+        if target is not None:
+            content = target.read_bytes()
+            target.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    torch.distributed.barrier()
+    return {
+        "checkpoints": wrong,
+        "save refused": refused,
+        "left over": [path.name for path in directory.glob(".*")],
+        "damaged": refusal(lambda: d.restore(directory / "2", layouts[2])),
+        "damaged for others": refusal(lambda: d.restore(directory / "2", layouts[0])),
     }
 
 
@@ -243,12 +289,10 @@ def of_draws(parallel: Any, cut: Any) -> dict[str, Any]:
     return {"dropout": tnt.digest(last), "drawn": drawn}
 
 
-def of_pauses(
-    world: tnt.distributed.World, mesh: DeviceMesh, directory: Path, parallel: Any, cut: Any, state: Any, whole: Any
-) -> dict[str, Any]:
-    """The last rank is asked to end at step 11: all pause there, the first saves, and all go on."""
-    unit, _ = prepared(parallel=parallel)
-    saving = tnt.observers.rank_zero(tnt.observers.checkpointer(directory / "checkpoints"))
+def of_pauses(world: tnt.distributed.World, directory: Path, cut: Any, state: tnt.State) -> dict[str, Any]:
+    """The last rank is asked to end at step 11: all pause there, each saves its parts, and all go on."""
+    unit, first, mesh = in_parts(world, state)
+    saving = tnt.distributed.checkpointer(directory / "checkpoints", mesh, every_n_steps=4, keep=2)
 
     def interrupt(event: tnt.Event) -> None:
         if (world.rank, event.point, event.state.progress.train.steps) == (world.size - 1, "step_end", 11):
@@ -257,7 +301,7 @@ def of_pauses(
     with tnt.pausing.on_signal(signal.SIGTERM) as signalled:
         paused = tnt.fit(
             unit,
-            state,
+            first,
             cut(DATA),
             cut(EVAL_DATA),
             max_steps=STEPS,
@@ -265,13 +309,13 @@ def of_pauses(
             observers=[interrupt, saving],
             pause_when=tnt.distributed.agreed(signalled, mesh),
         )
-    mine = tnt.checkpoint.resume(directory / "checkpoints", state) if world.rank == 0 else state
-    resumed = tnt.distributed.replicate(mine, mesh)
+    resumed = tnt.distributed.resume(directory / "checkpoints", first, mesh)
     return {
         "paused": paused.progress.train.steps,
         "signalled": signalled.received is not None,
-        "resumed": tnt.digest(resumed) == tnt.digest(paused),
-        "ended": tnt.digest(events(unit, resumed, cut)[-1].state) == tnt.digest(whole),
+        "kept": sorted(path.name for path in (directory / "checkpoints").iterdir()),
+        "resumed": tnt.digest(tnt.distributed.gather(resumed)) == tnt.digest(tnt.distributed.gather(paused)),
+        "ended": tnt.digest(tnt.distributed.gather(events(unit, resumed, cut)[-1].state)),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from distributed_runs import apart, events, prepared
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 import tnt_func as tnt
@@ -27,13 +28,19 @@ def launched(*command: Any, **environment: str) -> subprocess.CompletedProcess[s
 
 
 @pytest.fixture(scope="module", params=(1, 2, 4))
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """What every rank of a world found; a world of one is started without torchrun."""
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a world has written; a world of one is started without torchrun."""
     size, directory = request.param, tmp_path_factory.mktemp("world")
     start = (sys.executable,) if size == 1 else (*TORCHRUN, "--nproc-per-node", size)
     done = launched(*start, RUNS, "checks", directory)
     assert done.returncode == 0, done.stderr
-    return [json.loads((directory / f"rank-{rank}.json").read_text()) for rank in range(size)]
+    return directory
+
+
+@pytest.fixture(scope="module")
+def found(directory: Path) -> Found:
+    """What every rank of a world found."""
+    return [json.loads(path.read_text()) for path in sorted(directory.glob("rank-*.json"))]
 
 
 def same(found: Found, name: str) -> Any:
@@ -102,7 +109,26 @@ def test_dropout_is_of_the_rank_and_states_stay_the_same(found: Found):
 def test_a_signal_to_one_rank_pauses_all_at_one_step_from_which_they_go_on(found: Found):
     assert [each["signalled"] for each in found] == [False] * (len(found) - 1) + [True]
     assert same(found, "paused") == 11
-    assert same(found, "resumed") and same(found, "ended")
+    assert same(found, "kept") == ["step-000000000008-epoch-000001", "step-000000000011-epoch-000001"]
+    assert same(found, "resumed")
+    assert same(found, "ended") == same(found, "parts digest")
+
+
+def test_what_many_ranks_have_saved_goes_on_in_one_process(directory: Path):
+    (saved, *parts) = sorted((directory / "checkpoints").iterdir(), reverse=True)
+    unit, like = prepared()
+    resumed, whole = (events(unit, state, lambda data: data) for state in (tnt.distributed.restore(saved, like), like))
+    assert parts and apart(resumed[-1].state, whole[-1].state) <= 1e-10
+
+
+def test_checkpoints_are_the_same_in_every_layout_and_refused_when_damaged(found: Found):
+    assert same(found, "checkpoints") == same(found, "left over") == []
+    assert found[0]["save refused"].startswith("UsageError: ") and "a path that exists" in found[0]["save refused"]
+    assert all("rank 0 could not save" in each["save refused"] for each in found[1:])
+    if len(found) > 1:
+        assert "damaged: its checksum differs" in found[-1]["damaged"]
+        assert found[0]["damaged"] == "nothing was refused"
+        assert all("damaged: its checksum differs" in each["damaged for others"] for each in found)
 
 
 def test_replicas_are_those_of_the_first_rank(found: Found):
@@ -133,10 +159,10 @@ def test_after_a_kill_a_run_ends_as_ever_and_the_first_error_is_shown(tmp_path: 
 
 def test_a_rank_that_never_joins_is_named():
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    script = "import tnt_func as tnt; tnt.distributed.init(device='cpu', timeout=1)"
+    script = "import tnt_func as tnt; tnt.distributed.init(device='cpu', timeout=5)"
     environment = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     done = launched(sys.executable, "-c", script, **environment)
-    assert "RankError: rank 1 has waited 1 seconds, and of 3 ranks not all have joined: 0, 2 missing" in done.stderr, (
+    assert "RankError: rank 1 has waited 5 seconds, and of 3 ranks not all have joined: 0, 2 missing" in done.stderr, (
         done.stderr
     )
 

@@ -14,8 +14,13 @@ Example:
 """
 
 from tnt_func.distributed.agreement import agreed as agreed
+from tnt_func.distributed.checkpoints import consolidate as consolidate
+from tnt_func.distributed.checkpoints import restore as restore
+from tnt_func.distributed.checkpoints import save as save
 from tnt_func.distributed.parallel import data_parallel as data_parallel
 from tnt_func.distributed.replicas import replicate as replicate
+from tnt_func.distributed.resuming import checkpointer as checkpointer
+from tnt_func.distributed.resuming import resume as resume
 from tnt_func.distributed.shards import gather as gather
 from tnt_func.distributed.shards import shard as shard
 from tnt_func.distributed.world import RankError as RankError

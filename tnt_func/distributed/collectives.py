@@ -24,6 +24,7 @@ POINTS = (
     "pause_when",
     "replicate",
     "shapes of rows",
+    "checkpoint",
 )
 ROOM = 64
 """Numbers in the first message of an exchange."""

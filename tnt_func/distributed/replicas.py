@@ -60,11 +60,11 @@ def replicate(state: State, mesh: DeviceMesh) -> State:
         for path, leaf in trees.named_leaves(state)
     }
     others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    told = _told(ranks, [kinds, encode([state.key, state.progress, state.stop, others])])
+    said = told(ranks, [kinds, encode([state.key, state.progress, state.stop, others])])
     differ = [
-        f"{name} is {kinds.get(name, 'not there')} on rank {ranks.rank} and {told[0].get(name, 'not there')} on rank 0"
-        for name in {**kinds, **told[0]}
-        if kinds.get(name) != told[0].get(name)
+        f"{name} is {kinds.get(name, 'not there')} on rank {ranks.rank} and {said[0].get(name, 'not there')} on rank 0"
+        for name in {**kinds, **said[0]}
+        if kinds.get(name) != said[0].get(name)
     ]
     # All ranks learn whether all agree, so that none waits for one that raised.
     verdicts = Exchange(ranks, "replicate", 0, [float(bool(differ))]).wait()
@@ -75,14 +75,16 @@ def replicate(state: State, mesh: DeviceMesh) -> State:
             "Ranks begin with states of one structure: make unit and state in the same way on each."
         )
     tensors = iter(broadcast(ranks, trees.tensors(state)))
-    key, progress, stop, values = decode(told[1])
+    key, progress, stop, values = decode(said[1])
     found = iter(values)
     whole = [next(tensors) if isinstance(leaf, Tensor) else next(found) for leaf in leaves]
     return trees.unflatten(whole, structure).replace(key=key, progress=progress, stop=stop)
 
 
-def _told(ranks: Ranks, value: Any) -> Any:
-    """A value of rank 0, as JSON."""
+def told(ranks: Ranks, value: Any) -> Any:
+    """A value of the first rank, on every rank; as JSON."""
+    if ranks.size == 1:
+        return value
     text = json.dumps(value).encode()
     size = torch.tensor([len(text)])
     together("a broadcast", lambda: dist.broadcast(size, group=ranks.group, group_src=0))

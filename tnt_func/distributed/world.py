@@ -117,11 +117,13 @@ def _joined(patience: timedelta) -> tuple[Any, int, int]:
     store, began = None, time.monotonic()
     try:
         store, rank, size = next(rendezvous("env://", timeout=patience))
-        store.set(f"tnt/{rank}", "here")
+        # torchrun's store outlives the processes that it starts anew, and so do the addresses that those left there.
+        store = dist.PrefixStore(f"tnt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # pyright: ignore
+        store.set(f"{rank}", "here")
         left = patience - timedelta(seconds=time.monotonic() - began)
-        store.wait([f"tnt/{each}" for each in range(size)], max(left, timedelta(seconds=1)))
+        store.wait([f"{each}" for each in range(size)], max(left, timedelta(seconds=1)))
     except dist.DistError as error:
-        missing = [str(each) for each in range(size) if store is not None and not store.check([f"tnt/{each}"])]
+        missing = [str(each) for each in range(size) if store is not None and not store.check([f"{each}"])]
         raise RankError(
             f"rank {rank} has waited {patience.total_seconds():g} seconds, and of {size} ranks not all have joined: "
             f"{', '.join(missing) or 'one or more'} missing; a run begins when all are there. Look why they have not "
