@@ -30,6 +30,7 @@ from tnt_func.types import PyTree
 __all__ = [
     "Donating",
     "Storages",
+    "between",
     "consumed",
     "copied_from",
     "donates",
@@ -104,6 +105,25 @@ def take(state: State) -> None:
         state.__dict__.pop(name, None)
 
 
+def between(state: State, **changes: Any) -> State:
+    """What is there of a state between two steps that run as one block: counters, metrics, output; the rest raises.
+
+    Example:
+        >>> state = between(State(params=1.0, key=key(0)), output=2.0)
+        >>> state.output
+        2.0
+        >>> state.params
+        Traceback (most recent call last):
+        tnt_func.errors.ConsumedError: state.params was read between two fused steps; it is there where a block ...
+    """
+    new = object.__new__(State)
+    known = state.__dict__
+    new.__dict__.update(key=known["key"], progress=known["progress"], metrics=known["metrics"], stop=known["stop"])
+    new.__dict__.update(output=None, _between=True)
+    new.__dict__.update(changes)
+    return new
+
+
 def spend(state: State) -> None:
     """Mark a state as one whose tensors a step has begun to write over; `consumed` says so of it.
 
@@ -165,9 +185,11 @@ def copied_from(tree: PyTree, storages: Storages) -> PyTree:
         >>> copied_from({"w": w, "v": 1}, separated(State(params=w, key=key(0)))[1])["w"] is w
         False
     """
-    if not any(map(storages.hold, _leaves(tree))):
-        return tree
-    return trees.map(lambda leaf: leaf.clone() if storages.hold(leaf) else leaf, tree)
+
+    def own(leaf: Any) -> Any:
+        return leaf.clone() if storages.hold(leaf) else leaf
+
+    return trees.map(own, tree) if any(map(storages.hold, _leaves(tree))) else tree
 
 
 def separated(state: State) -> tuple[State, Storages]:
@@ -186,7 +208,7 @@ def separated(state: State) -> tuple[State, Storages]:
         before, pointers = known.memory, known.pointers
         params, opt_state = state.params, state.opt_state
     else:
-        before, pointers = {}, set[int]()
+        before, pointers = dict[str, PyTree](), set[int]()
         params, opt_state = (_in_own_memory(tree, pointers) for tree in (state.params, state.opt_state))
     found = Storages(None, pointers)
     memory = {
@@ -243,9 +265,8 @@ def _pointer(leaf: Tensor) -> int:
 
 def _leaves(tree: PyTree) -> Iterable[Any]:
     """`pytree.leaves`, at a tenth of its price for the flat dicts that outputs and buffers mostly are."""
-    if type(tree) is dict and _PLAIN.issuperset(map(type, tree.values())):
-        return tree.values()
-    return trees.leaves(tree)
+    flat: dict[Any, Any] = tree if type(tree) is dict else {}
+    return flat.values() if flat and _PLAIN.issuperset(map(type, flat.values())) else trees.leaves(tree)
 
 
 _PLAIN = {Tensor, torch.nn.Parameter, *trees.LEAVES}

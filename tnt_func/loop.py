@@ -9,6 +9,7 @@
                 steps += 1; steps_in_epoch += 1; metrics = merge(metrics, output); STEP_END
                 if due: EVALUATE
                 yield step_done; if pause_when(): yield paused; return
+                (with fuse=k: fetched for every step of a block, STEP_START and STEP_END for every one, then the rest)
             epochs += 1; steps_in_epoch = 0; EPOCH_END
             if due: EVALUATE
             yield epoch_done; if pause_when(): yield paused; return
@@ -34,14 +35,14 @@ Example:
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from tnt_func.data.cursors import Cursor, describe
-from tnt_func.donation import consumed, take
+from tnt_func.donation import between, consumed, take
 from tnt_func.errors import DataError, UsageError, call
 from tnt_func.events import Event
 from tnt_func.state import State
@@ -160,6 +161,15 @@ class Run:
             take(self.last)
         return after
 
+    def block(self, unit: Transitions, state: State, batches: Sequence[Batch]) -> Iterator[State]:
+        """The states at the ends of steps that run as one."""
+        self._given = state
+        inner = unit.block(state, batches)
+        if self._donates and consumed(state):
+            take(state)
+            take(self.last)
+        return inner
+
     def done(self, point: Any, state: State, batch: Batch = None) -> Event:
         """The resumable event of a point."""
         self.last = self._given = state
@@ -230,6 +240,18 @@ def training(run: Run, unit: Transitions, data: Cursor, limits: Limits, due: Due
                 state = unit.open_epoch(state.remember(RESERVED, describe(data.data)))
                 yield run.tell("train", "epoch_start", state)
             while not limits.closes(state):
+                if unit.fuse > 1:
+                    size = _size(unit.fuse, state, limits, due)
+                    after = yield from _block(run, unit, state, batches, size)
+                    if after is None:
+                        _check_fed(state, limits)
+                        break
+                    state, batch = after
+                    if due is not None and due.after_step(state):
+                        state = yield from due.evaluate(state)
+                    yield run.done("step_done", state, batch)
+                    run.ask()
+                    continue
                 batch = next(batches, _NO_BATCH)
                 if batch is _NO_BATCH:
                     _check_fed(state, limits)
@@ -252,6 +274,37 @@ def training(run: Run, unit: Transitions, data: Cursor, limits: Limits, due: Due
         run.ask()
     state = unit.hooks("end", state)
     yield run.tell("train", "end", state.replace(stop=None), reason=limits.reached(state))
+
+
+def _size(fuse: int, state: State, limits: Limits, due: Due | None) -> int:
+    """Steps of the block that comes next. It ends where the lifetime's steps are a multiple of `fuse`, or before."""
+    progress = state.progress.train
+    ends = [fuse, limits.steps - progress.steps, limits.steps_in_epoch - progress.steps_in_epoch]
+    for every in (fuse, due.every_n_steps if due is not None else None):
+        ends += [every - progress.steps % every] if every else []
+    return int(min(ends))
+
+
+def _block(
+    run: Run, unit: Transitions, state: State, batches: Iterator[Batch], size: int
+) -> Generator[Event, None, tuple[State, Batch] | None]:
+    """The events of steps that run as one, up to the last `step_end`. Returns the state after it, and its batch."""
+    fetched: list[Batch] = []
+    while len(fetched) < size and (batch := next(batches, _NO_BATCH)) is not _NO_BATCH:
+        yield run.tell("train", "fetched", state, batch)
+        fetched.append(batch)
+    if not fetched:
+        return None
+    inner = between(state)
+    yield run.tell("train", "step_start", inner, fetched[0])
+    # All of the block runs here; clocks find it in the first of its steps.
+    after = run.block(unit, state, fetched)
+    for place, batch in enumerate(fetched):
+        if place:
+            yield run.tell("train", "step_start", between(inner), batch)
+        inner = next(after)
+        yield run.tell("train", "step_end", inner, batch)
+    return inner.replace(output=None), fetched[-1]
 
 
 def evaluating(

@@ -49,6 +49,7 @@ def train_events(
     pause_when: Pause | None = None,
     allow_inexact_resume: bool = False,
     donate: Donation = False,
+    fuse: int = 1,
 ) -> Iterator[Event]:
     """The events of `train`, lazily: the run goes as far as it is iterated, and may be dropped at any event.
 
@@ -60,7 +61,7 @@ def train_events(
         ['start', 'epoch_start', 'fetched', 'step_start', 'step_end', 'step_done', 'epoch_end', 'epoch_done', 'end']
     """
     limits = Limits.of(max_epochs, max_steps, max_steps_per_epoch)
-    return _training(False, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume, donate)
+    return _training(False, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume, donate, fuse)
 
 
 @expects(TrainUnit)
@@ -78,6 +79,7 @@ def train(
     pause_when: Pause | None = None,
     allow_inexact_resume: bool = False,
     donate: Donation = False,
+    fuse: int = 1,
 ) -> State:
     """Train: fold the unit over the data, epoch after epoch.
 
@@ -96,6 +98,13 @@ def train(
             `tnt.donate`. True copies `state` first; "given" consumes it too; "debug" is True, and every tensor of a
             consumed state raises an error where it is used. Observers that hold on to a state keep a copy of it,
             `tnt.keep`. A run that fails within a step has no state to go on from: resume from a checkpoint.
+        fuse: steps that run as one block, of a compiled unit whose steps draw nothing: the same numbers, and less
+            between the steps. The hooks around a step run inside its graph, so they look at no values and read
+            neither `progress` nor `key`. A block ends where the lifetime's steps are a multiple of `fuse`, and before
+            at a limit, an evaluation or the end of an epoch. Its batches are fetched first; then come `step_start` and
+            `step_end` of every step, with its output and metrics, and after the last one `step_done`. Only there is the
+            rest of the state, so what saves or reads parameters does so every multiple of `fuse`; and only there is
+            `pause_when` asked.
 
     Returns:
         The state of the last event.
@@ -113,7 +122,7 @@ def train(
     """
     limits = Limits.of(max_epochs, max_steps, max_steps_per_epoch)
     with rng.preserved():
-        events = _training(True, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume, donate)
+        events = _training(True, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume, donate, fuse)
         return fold(events, observers)
 
 
@@ -135,6 +144,7 @@ def fit_events(
     pause_when: Pause | None = None,
     allow_inexact_resume: bool = False,
     donate: Donation = False,
+    fuse: int = 1,
 ) -> Iterator[Event]:
     """The events of `fit`, lazily, those of its evaluations among them.
 
@@ -147,7 +157,7 @@ def fit_events(
     """
     limits = Limits.of(max_epochs, max_steps, max_train_steps_per_epoch, "max_train_steps_per_epoch")
     every = (max_eval_steps_per_epoch, evaluate_every_n_epochs, evaluate_every_n_steps)
-    rest = (callbacks, pause_when, allow_inexact_resume, donate, eval_data, every)
+    rest = (callbacks, pause_when, allow_inexact_resume, donate, fuse, eval_data, every)
     return _training(False, unit, state, train_data, limits, *rest)
 
 
@@ -170,12 +180,13 @@ def fit(
     pause_when: Pause | None = None,
     allow_inexact_resume: bool = False,
     donate: Donation = False,
+    fuse: int = 1,
 ) -> State:
     """Train, and evaluate whenever it is due: after every epoch, if nothing else is said.
 
     Args:
         unit: a train and an eval unit.
-        state, max_epochs, max_steps, callbacks, observers, allow_inexact_resume, donate: as in `train`.
+        state, max_epochs, max_steps, callbacks, observers, allow_inexact_resume, donate, fuse: as in `train`.
         train_data, eval_data: as in `train`.
         max_train_steps_per_epoch, max_eval_steps_per_epoch: steps after which a train or eval epoch is closed.
         evaluate_every_n_epochs: after every n-th epoch of the lifetime; 0 is never; None is 1 where no step cadence is
@@ -200,7 +211,7 @@ def fit(
     """
     limits = Limits.of(max_epochs, max_steps, max_train_steps_per_epoch, "max_train_steps_per_epoch")
     every = (max_eval_steps_per_epoch, evaluate_every_n_epochs, evaluate_every_n_steps)
-    rest = (callbacks, pause_when, allow_inexact_resume, donate, eval_data, every)
+    rest = (callbacks, pause_when, allow_inexact_resume, donate, fuse, eval_data, every)
     with rng.preserved():
         return fold(_training(True, unit, state, train_data, limits, *rest), observers)
 
@@ -325,10 +336,15 @@ def _training(
     pause_when: Pause | None,
     allow_inexact_resume: bool,
     donate: Donation,
+    fuse: int,
     eval_data: Any = None,
     every: tuple[Limit, int | None, int | None] | None = None,
 ) -> Iterator[Event]:
     _check_surroundings()
+    if isinstance(fuse, bool) or fuse < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"fuse={fuse!r} was given; it is a number of steps, 1 for steps on their own. Write fuse=100, say."
+        )
     unit = attach(unit, *callbacks)
     if donate:
         unit = donated(cast(Any, unit), debug=donate == "debug")
@@ -346,14 +362,14 @@ def _training(
     if not allow_inexact_resume:
         check_resume(data, run.last.memory[RESERVED], run.last.progress.train, "train")
     if not isinstance(unit, FitUnit):
-        return run.events("train", training(run, Transitions(unit, kept), cursor, limits))
+        return run.events("train", training(run, Transitions(unit, kept, fuse), cursor, limits))
     assert every is not None
     eval_run, eval_cursor = Transitions(unit.eval_unit, kept), Cursor(eval_data, "eval", kept)
     if not allow_inexact_resume:
         check_resume(eval_data, BLANK, run.last.progress.eval, "eval")
     max_eval_steps = limit("max_eval_steps_per_epoch", every[0])
     due = Due(lambda state: evaluating(run, eval_run, eval_cursor, max_eval_steps, state), *every[1:])
-    return run.events("train", training(run, Transitions(unit.train_unit, kept), cursor, limits, due))
+    return run.events("train", training(run, Transitions(unit.train_unit, kept, fuse), cursor, limits, due))
 
 
 def _evaluating(

@@ -109,9 +109,14 @@ class State:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Comes to what is not there: a field that a donating step has taken, or no field at all."""
+            """Comes to what is not there: a field that a step has taken, one inside of a block, or no field at all."""
             if name not in FIELDS:
                 raise AttributeError(f"a State has no {name!r}; it has {sorted(FIELDS)}.")
+            if "_between" in self.__dict__:
+                raise ConsumedError(
+                    f"state.{name} was read between two fused steps; it is there where a block ends, after every step "
+                    "that is a multiple of fuse. Read it at step_done, or every so many steps that are a multiple."
+                )
             raise ConsumedError(
                 f"state.{name} was read after a donating step had consumed the state; its tensors are those of a later "
                 "state now. Read the state that the step returned, or keep a copy before: kept = tnt.keep(state)."
@@ -120,7 +125,8 @@ class State:
     def __repr__(self) -> str:
         """At most eight lines: sizes, counters, the first leaves of every part; no value of a tensor."""
         if "params" not in self.__dict__:
-            return f"State(consumed, key={self.key}, train={self.progress.train})"
+            what = "between fused steps" if "_between" in self.__dict__ else "consumed"
+            return f"State({what}, key={self.key}, train={self.progress.train})"
         counters = [f"{phase}={p}" for phase, p in self.progress._asdict().items() if phase == "train" or any(p)]
         stop = [] if self.stop is None else [f"stop={self.stop!r}"]
         found = _digest_of_few(self, CHEAP)

@@ -16,7 +16,7 @@ Example:
     (3, Progress(epochs=1, steps=2, steps_in_epoch=0))
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -25,7 +25,9 @@ from tnt_func import pytree as trees
 from tnt_func import rng
 from tnt_func.arguments import expects
 from tnt_func.compiling import Compiled
+from tnt_func.compiling.fusing import fused
 from tnt_func.data.cursors import BLANK
+from tnt_func.donation import between
 from tnt_func.errors import ContractError, StructureError, UsageTypeError, call, kind_of
 from tnt_func.state import State
 from tnt_func.types import Batch, Output, Phase, typed
@@ -153,14 +155,17 @@ class Transitions:
     Args:
         unit: a unit of one phase, callbacks attached.
         kept: whether the caller preserves the global generators, so that seeding them is enough.
+        fuse: steps that run as one block at most.
 
     Example:
         >>> Transitions(TrainUnit(train_step=max)).close_epoch(State(params=0, key=rng.key(0))).progress.train.epochs
         1
     """
 
-    def __init__(self, unit: PhaseUnit, kept: bool = False):
+    def __init__(self, unit: PhaseUnit, kept: bool = False, fuse: int = 1):
         self.phase: Phase = unit.phase
+        self.fuse = fuse
+        self._fused = fused(unit) if fuse > 1 and isinstance(unit, TrainUnit) else None
         self._kind = type(unit).__name__
         self._trains = unit.phase == "train"
         step, self._step_name = step_of(unit), f"{unit.phase}_step"
@@ -221,6 +226,27 @@ class Transitions:
         if self._merges or not self._metrics:
             return after.replace(progress=moved, output=output)
         return after.replace(progress=moved, output=output, metrics=self._merged(after, output))
+
+    def block(self, state: State, batches: Sequence[Batch]) -> Iterator[State]:
+        """The states at the ends of steps that run as one, hooks included; only the last of them is whole."""
+        assert self._fused is not None
+        after, told = self._differentiating(call, self._step_name, self._fused.block, state, batches)
+        if not self._compared:
+            _check_structure(self._step_name, state, after)
+            self._compared = True
+        return self._told(between(state), after, told)
+
+    def _told(self, inner: State, after: State, told: Sequence[tuple[Output, Any]]) -> Iterator[State]:
+        for place, (output, merged) in enumerate(told, 1):
+            progress = inner.progress.put(self.phase, inner.progress.of(self.phase).after_step())
+            metrics = inner.metrics if merged is None else {**inner.metrics, self.phase: merged}
+            if self._metrics and not self._merges:
+                metrics = self._merged(inner, output)
+            if place == len(told):
+                yield after.replace(progress=progress, output=output, metrics=metrics)
+            else:
+                inner = between(inner, progress=progress, output=output, metrics=metrics)
+                yield inner
 
     def _merged(self, state: State, output: Output) -> dict[str, Any]:
         merged = dict(state.metrics.get(self.phase, {}))

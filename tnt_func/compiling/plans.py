@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tnt_func import pytree as trees
 from tnt_func.compiling.backends import Backend, Run, lower
-from tnt_func.compiling.graphs import Graph, trace
+from tnt_func.compiling.graphs import Graph, drawing, trace
 from tnt_func.compiling.templates import Parts, giving, taking
 from tnt_func.types import PyTree
 
@@ -23,6 +23,13 @@ class Plan:
         varies: names of parts whose tensors may vary in their first dimension, where that is 2 at least.
         donated: names of parts whose new values are written into the old ones.
         backend, options: see `lower`.
+
+    Attributes:
+        described: every leaf of the parts by its path, in words.
+        places: of the leaves of each part, among those that `take` gives.
+        made: what the function returns, by name: a tree of that structure, and where each leaf comes from.
+        give: puts together what the function returns, of the new leaves and the taken ones.
+        draws: operations of the graph that draw random numbers.
 
     Example:
         >>> plan = Plan(lambda parts: {"y": parts["x"] + 1}, {"x": torch.ones(2)}, backend="aot_eager")
@@ -80,13 +87,17 @@ class Plan:
         }
         taken = [at for name in looked_at for at in spans[name]]
         place = {at: n for n, at in enumerate(taken)}
+        self.places = dict(zip(looked_at, _spans(len(columns[name]) for name in looked_at), strict=True))
+        self.made = {
+            name: (
+                trees.map(lambda _: 0, results[name]),
+                [(kind, place[where] if kind == "old" else where) for kind, where in its],
+            )
+            for name, its in made.items()
+        }
+        self.draws = drawing(graph.module)
         self._take = taking(looked_at)
-        self._give = giving(
-            {
-                name: (results[name], [(kind, place[where] if kind == "old" else where) for kind, where in its])
-                for name, its in made.items()
-            }
-        )
+        self.give = giving(self.made)
         self._used = None if graph.used == taken else [place[at] for at in graph.used]
         self._held: list[Any] = graph.constants
         self._run: Run = lower(graph.module, graph.inputs, backend, options or {})
@@ -104,9 +115,7 @@ class Plan:
             for place in self._tensors
         ]
         strides = [[*leaves[place].stride()] for place in self._tensors]
-        guards: Any = torch._C._dynamo.guards.TensorGuards  # pyright: ignore
-        tensors = _told_apart([leaves[place] for place in self._tensors])
-        self._guard = guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+        self._guard = guarding([leaves[place] for place in self._tensors], sizes, strides)
         self._shapes = graph.shapes
         self._assumed = graph.shapes.produce_guards_expression([varying[place] for place in self._varying])
         self._sizes = {tuple([leaves[place].shape[0] for place in self._varying])}
@@ -144,8 +153,25 @@ class Plan:
 
     def run(self, leaves: list[Any]) -> Parts:
         """What the function returns, but for parts that come back as they were given."""
+        return self.give(self.execute(leaves), leaves)
+
+    def execute(self, leaves: list[Any]) -> list[Any]:
+        """The leaves that are new, as `made` refers to them; what is donated is written over."""
         given = leaves if self._used is None else [leaves[place] for place in self._used]
-        return self._give(self._run(given + self._held), leaves)
+        return self._run(given + self._held)
+
+
+def guarding(tensors: list[Tensor], sizes: Any = None, strides: Any = None) -> Callable[..., bool]:
+    """Whether tensors have the shapes, strides, dtypes and devices of these, and none is given twice.
+
+    Args:
+        tensors: that others are to be like.
+        sizes, strides: of each tensor, with None where any will do; all of them are its own by default.
+    """
+    sizes = [[*tensor.shape] for tensor in tensors] if sizes is None else sizes
+    strides = [[*tensor.stride()] for tensor in tensors] if strides is None else strides
+    guards: Any = torch._C._dynamo.guards.TensorGuards  # pyright: ignore
+    return guards(*_told_apart(tensors), dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
 
 
 def _spans(lengths: Any) -> list[range]:

@@ -14,6 +14,7 @@ class Unreadable:
     Args:
         name: how the step spells it.
         advice: what to write instead.
+        by: who must not look.
 
     Example:
         >>> Unreadable("state.key", "Draw with torch.randn").seed
@@ -21,11 +22,11 @@ class Unreadable:
         tnt_func.errors.ContractError: the step reads state.key; it goes round a compiled step. Draw with torch.randn.
     """
 
-    def __init__(self, name: str, advice: str):
-        self._name, self._advice = name, advice
+    def __init__(self, name: str, advice: str, by: str = "the step"):
+        self._name, self._advice, self._by = name, advice, by
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise ContractError(f"the step reads {self._name}; it goes round a compiled step. {self._advice}.")
+        raise ContractError(f"{self._by} reads {self._name}; it goes round a compiled step. {self._advice}.")
 
     __getattr__ = __getitem__ = __iter__ = __len__ = __bool__ = __call__ = _refuse
     __eq__ = __lt__ = __le__ = __gt__ = __ge__ = __add__ = __radd__ = __mod__ = __int__ = __index__ = _refuse

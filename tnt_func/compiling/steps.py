@@ -27,7 +27,7 @@ from tnt_func.unit import Step
 MODEL = ("params", "buffers", "opt_state")
 LARGE = 80_000
 """Parameters from which on an optimizer's own kernel outruns the one that is generated for it."""
-_SLOT = "memory "
+SLOT = "memory "
 
 
 class RecompilationWarning(UserWarning):
@@ -65,6 +65,7 @@ class Memo:
 
     plans: dict[bool, list[Plan]] = field(default_factory=dict[bool, list[Plan]])
     forms: dict[Form, Any] = field(default_factory=dict[Form, Any])
+    hooked: dict[tuple[int, ...], Any] = field(default_factory=dict[tuple[int, ...], Any])
     done: list[Compilation] = field(default_factory=list[Compilation])
 
 
@@ -132,8 +133,10 @@ class Compiled:
         return self.memo.forms[self.form]
 
     def _with_gradients(self) -> Step | None:
+        memo = replace(self.memo, plans={})
+
         def changed(descent: Descent) -> Descent:
-            slope = replace(self, step=Sloping(descent), metrics={}, form="step", donates=False, memo=self.memo)
+            slope = replace(self, step=Sloping(descent), metrics={}, form="step", donates=False, memo=memo)
             return replace(descent, differentiate=Gradients(slope), donates=self.donates)
 
         found = inside(self.step, Descent, changed)
@@ -146,6 +149,16 @@ class Compiled:
 
     def _stepped(self, given: State, batch: Batch, merges: bool) -> tuple[State, Output]:
         state = separated(given)[0] if self.donates else given
+        plan, leaves = self._found(state, batch, merges)
+        if not self.donates:
+            return self._put(state, plan.run(leaves))
+        try:
+            return self._put(state, plan.run(leaves))
+        finally:
+            spend(given)
+
+    def _found(self, state: State, batch: Batch, merges: bool) -> tuple[Plan, list[Any]]:
+        """The plan for a state and a batch, compiled where there is none, and the leaves that it takes of them."""
         parts = self._parts(state, batch, merges)
         plans = self.memo.plans.setdefault(merges, [])
         for place, plan in enumerate(plans):
@@ -159,12 +172,7 @@ class Compiled:
             plans.insert(0, plan)
             leaves = plan.take(parts)
             assert leaves is not None
-        if not self.donates:
-            return self._put(state, plan.run(leaves))
-        try:
-            return self._put(state, plan.run(leaves))
-        finally:
-            spend(given)
+        return plan, leaves
 
     def _parts(self, state: State, batch: Batch, merges: bool) -> Parts:
         parts: Parts = {"params": state.params, "buffers": state.buffers, "opt_state": state.opt_state, "batch": batch}
@@ -172,7 +180,7 @@ class Compiled:
             parts["metrics"] = state.metrics.get(self.phase, {})
         for name in self.slots:
             if name in state.memory:
-                parts[_SLOT + name] = state.memory[name]
+                parts[SLOT + name] = state.memory[name]
         return parts
 
     def _put(self, state: State, new: Parts) -> tuple[State, Output]:
@@ -181,8 +189,8 @@ class Compiled:
             return state, output
         if "metrics" in new:
             new["metrics"] = {**state.metrics, self.phase: new["metrics"]}
-        if slots := [name for name in new if name.startswith(_SLOT)]:
-            new["memory"] = {**state.memory, **{name.removeprefix(_SLOT): new.pop(name) for name in slots}}
+        if slots := [name for name in new if name.startswith(SLOT)]:
+            new["memory"] = {**state.memory, **{name.removeprefix(SLOT): new.pop(name) for name in slots}}
         return state.replace(**new), output
 
     def _compiled(self, state: State, parts: Parts, merges: bool, last: Plan | None) -> Plan:
@@ -231,7 +239,7 @@ class Compiled:
         progress = Unreadable(
             "state.progress", f"{count}, and steps in turns are tnt.alternate(tnt.compiled(a), tnt.compiled(b))"
         )
-        slots = {name.removeprefix(_SLOT): tree for name, tree in parts.items() if name.startswith(_SLOT)}
+        slots = {name.removeprefix(SLOT): tree for name, tree in parts.items() if name.startswith(SLOT)}
         others = {
             name: Unreadable(
                 f"state.memory[{name!r}]", f"A step reads slots of its own: TrainUnit(memory={{{name!r}: ...}})"
@@ -270,7 +278,7 @@ class Compiled:
         new = {part: getattr(after, part) for part in MODEL}
         if merges:
             new["metrics"] = self._merged(parts["metrics"], output)
-        return {**new, **{_SLOT + name: after.memory[name] for name in slots}, "output": output}
+        return {**new, **{SLOT + name: after.memory[name] for name in slots}, "output": output}
 
     def _merged(self, metrics: Mapping[str, Any], output: Output) -> dict[str, Any]:
         merged = dict(metrics)

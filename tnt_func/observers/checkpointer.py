@@ -52,7 +52,7 @@ def checkpointer(
 
     Args:
         directory: of the checkpoints; made when the run starts.
-        every_n_steps, every_n_epochs: of the lifetime.
+        every_n_steps, every_n_epochs: of the lifetime. Within a block of fused steps, at its end.
         every_minutes: since the start, or the last one that was saved.
         on_evaluation: after every evaluation.
         keep: so many of the latest; None is all.
@@ -125,6 +125,7 @@ class Checkpointer:
         self._saved: State | None = None
         self._evaluated = self._evaluation_due = self._judged = False
         self._time = time.monotonic()
+        self._steps = 0  # Of the last resumable state.
         self._others: set[str] | None = None  # Later ones that were there at the start; None where none has started.
 
     def __repr__(self) -> str:
@@ -146,6 +147,7 @@ class Checkpointer:
             self._state, self._judged = event.state, self._evaluated
             if self._due(event):
                 self._save(event.state, wait=not self._asynchronous, donated=event.donated)
+            self._steps = event.state.progress.train.steps
         elif event.point == "end" and self._state is not None:
             self._save(self._state, wait=not self._asynchronous)
         elif event.point in ("paused", "failed"):
@@ -185,6 +187,7 @@ class Checkpointer:
         self._evaluated = self._evaluation_due = self._judged = False
         progress = state.progress.train
         here = (progress.steps, progress.epochs)
+        self._steps = progress.steps
         later = [path.name for path in checkpoints(self.directory) if place(path)[:2] > here]
         self._others = set(later)
         if later:
@@ -198,7 +201,11 @@ class Checkpointer:
     def _due(self, event: Event) -> bool:
         every, progress = self._cadence, event.state.progress.train
         return bool(
-            (every.n_steps and event.point == "step_done" and progress.steps % every.n_steps == 0)
+            (
+                every.n_steps
+                and event.point == "step_done"
+                and progress.steps // every.n_steps > self._steps // every.n_steps
+            )
             or (every.n_epochs and event.point == "epoch_done" and progress.epochs % every.n_epochs == 0)
             or (every.minutes and time.monotonic() - self._time >= 60 * every.minutes)
             or (every.evaluation and self._evaluation_due)

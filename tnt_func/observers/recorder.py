@@ -97,9 +97,9 @@ class Recorder:
         if event.point == "step_end" and event.phase == "train":
             if event.state.progress.train.steps % self._every == 0:
                 found = {name: float(value) for name, value in numbers(told_apart(event.state)).items()}
-                self._write(
-                    event, "step", {**found, **dict(_hyperparameters(event.state.opt_state, self._hyperparameters))}
-                )
+                if self._hyperparameters:
+                    found.update(_hyperparameters(event.state.opt_state, self._hyperparameters))
+                self._write(event, "step", found)
         elif event.point == "epoch_end":
             self._write(event, "epoch", metrics_of(event))
 

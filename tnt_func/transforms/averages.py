@@ -77,7 +77,10 @@ def ema(
         return 1 - (early.clamp(max=decay) if isinstance(early, Tensor) else min(decay, early))
 
     def update(state: State) -> State:
-        return state if state.progress.train.steps % every_n_steps else _moved(state, name, weight)
+        # Where every step counts, which one it is goes unread: such a hook can be fused.
+        return (
+            state if every_n_steps > 1 and state.progress.train.steps % every_n_steps else _moved(state, name, weight)
+        )
 
     return _averaging(unit, Callback(name=name, memory=_first, on_train_step_end=update), evaluate)
 

@@ -1,0 +1,277 @@
+"""Steps that run as one block: the graph of one step, again and again, and no Python of the step's around it.
+
+The guard is asked once for a block and the state taken apart once; from then on each run of the graph is given what
+the one before made, and the leaves of its own batch. The hooks around a step are inside of its graph. (Unrolled, ten
+steps of a small network take minutes to compile; as torch's `scan` they are no faster than this, for it copies.)
+
+Laws:
+    A block is its steps, one after another: the same graph, so the same bits.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tnt_func import pytree as trees
+from tnt_func.compiling.plans import Plan, guarding
+from tnt_func.compiling.refusals import Unreadable, explained
+from tnt_func.compiling.steps import MODEL, SLOT, Compiled
+from tnt_func.compiling.templates import Parts, giving, taking
+from tnt_func.donation import separated, spend
+from tnt_func.errors import ContractError, StructureError, UsageError, kind_of
+from tnt_func.state import State
+from tnt_func.types import Batch, Output
+from tnt_func.unit import Hook, TrainUnit, hook_of, links, memories
+
+Links: TypeAlias = tuple[tuple[str, Hook], ...]
+Told: TypeAlias = tuple[Output, Mapping[str, Any] | None]
+"""What is known of a step inside a block: its output, and its metrics where they changed."""
+
+
+def fused(unit: TrainUnit) -> "Fused":
+    """A unit's step with the hooks around it, to be run in blocks.
+
+    Raises:
+        UsageError: the step is not compiled.
+
+    Example:
+        >>> fused(TrainUnit(train_step=max))
+        Traceback (most recent call last):
+        tnt_func.errors.UsageError: fuse was given a unit whose train_step is a builtin_function_or_method; ...
+    """
+    step = unit.train_step
+    if not isinstance(step, Compiled):
+        raise UsageError(
+            f"fuse was given a unit whose train_step is {kind_of(step)}; a block repeats the graph of a compiled step, "
+            "and tnt.compiled comes last, after all transforms. Write tnt.train(tnt.compiled(unit), ..., fuse=100)."
+        )
+    before, after = (
+        links(hook_of(unit, "train", point), f"TrainUnit.on_train_{point}") for point in ("step_start", "step_end")
+    )
+    memo = step.memo
+    if before or after:
+        # By identity, for a hook need not be hashable; they are held, so that no other gets the same.
+        hooks = (*(hook for _, hook in before), None, *(hook for _, hook in after))
+        _, memo = memo.hooked.setdefault(tuple(map(id, hooks)), (hooks, replace(memo, plans={})))
+    its = {one.name: getattr(step, one.name) for one in fields(Compiled)}
+    merges = step.metrics is unit.metrics
+    known = {
+        "form": "step",
+        "slots": (*memories(unit),) if before or after else step.slots,
+        "metrics": step.metrics if merges else {},
+        "memo": memo,
+    }
+    return Fused(
+        **{**its, **known}, before=before, after=after, own=step.slots, sees_metrics=merges or not unit.metrics
+    )
+
+
+@dataclass(frozen=True)
+class Fused(Compiled):
+    """A compiled step that runs many times a call. Made by `fused`.
+
+    Args:
+        before, after: the hooks around the step, with the names that errors give them.
+        own: slots of memory that the step may read and write; the hooks may all of `slots`.
+        sees_metrics: whether what the hooks would read of the metrics is inside the graph.
+    """
+
+    before: Links = ()
+    after: Links = ()
+    own: tuple[str, ...] = ()
+    sees_metrics: bool = True
+    repeats: dict[int, "Repeat"] = field(default_factory=dict[int, "Repeat"], compare=False, repr=False)
+
+    def block(self, given: State, batches: Sequence[Batch]) -> tuple[State, list[Told]]:
+        """The state after all steps, with the metrics that the graph merges, and what each step told.
+
+        Args:
+            given: consumed where the step donates.
+            batches: one a step; one of another structure or size is looked at anew.
+
+        Raises:
+            ContractError: the step draws random numbers.
+        """
+        state, told, last = given, list[Told](), None
+        while len(told) < len(batches):
+            if self.donates:
+                state = separated(state)[0]
+            plan, leaves = self._found(state, batches[len(told)], bool(self.metrics))
+            if plan.draws:
+                raise ContractError(
+                    f"fuse was given, and {self.phase}_step draws random numbers ({', '.join(plan.draws)}); inside a "
+                    "block torch is not seeded for each step. Leave fuse out, or give the noise in the batch."
+                )
+            repeat = self.repeats.setdefault(id(plan), Repeat(plan))
+            if last is not None and last[0] is plan:
+                # It takes what it made, so it will again.
+                repeat.closed.add(last[1])
+            last = plan, repeat.sizes(leaves)
+            count = len(batches) if last[1] in repeat.closed else len(told) + 1
+            try:
+                new = repeat.run(leaves, batches[len(told) : count], told)
+            finally:
+                if self.donates:
+                    spend(given)
+            state = self._put(state, new)[0]
+        return state, told
+
+    def _inside(self, state: State, parts: Parts, merges: bool) -> Parts:
+        hidden = [SLOT + name for name in self.slots if name not in self.own]
+        parts = self._hooked(self.before, state, {**parts, "output": None})
+        seen = {name: tree for name, tree in parts.items() if name not in hidden}
+        parts = self._hooked(self.after, state, {**parts, **super()._inside(state, seen, merges)})
+        return {name: tree for name, tree in parts.items() if name != "batch"}
+
+    def _hooked(self, hooks: Links, state: State, parts: Parts) -> Parts:
+        for name, hook in hooks:
+            parts = {**parts, **self._after(name, hook, state, parts)}
+        return parts
+
+    def _after(self, name: str, hook: Hook, state: State, parts: Parts) -> Parts:
+        """The parts after a hook, that it may change."""
+        key, progress = (
+            Unreadable(f"state.{what}", "A count that a hook needs is a tensor in a slot of memory", by=name)
+            for what in ("key", "progress")
+        )
+        slots = {slot.removeprefix(SLOT): tree for slot, tree in parts.items() if slot.startswith(SLOT)}
+        others = {
+            slot: Unreadable(f"state.memory[{slot!r}]", "A hook reads what the unit and callbacks remember", by=name)
+            for slot in state.memory
+            if slot not in slots
+        }
+        metrics: Any = {self.phase: parts.get("metrics", {})}
+        if not self.sees_metrics:
+            metrics = Unreadable("state.metrics", "Write tnt.compiled(unit, metrics=True)", by=name)
+        before = State(
+            **{part: parts[part] for part in (*MODEL, "output")},
+            key=key,  # pyright: ignore[reportArgumentType]
+            progress=progress,  # pyright: ignore[reportArgumentType]
+            metrics=metrics,
+            memory={**others, **slots},
+        )
+        try:
+            with explained(name, hook), _Drawing(name):
+                after: Any = hook(before)
+        except ContractError as error:
+            raise ContractError(f"fuse was given. {error}{_ADVICE}") from error
+        if not isinstance(after, State):
+            raise ContractError(f"{name} returned {kind_of(after)}; a hook takes a State and returns one.")
+        if after.key is not key or after.progress is not progress or after.stop is not None:
+            changed = "requests a stop" if after.stop is not None else "changed state.key or state.progress"
+            raise ContractError(f"fuse was given, and {name} {changed}; nobody sees that before a block ends.{_ADVICE}")
+        if strange := [
+            slot for slot, tree in after.memory.items() if slot not in slots and tree is not others.get(slot)
+        ]:
+            raise StructureError(
+                f"{name} wrote state.memory[{strange[0]!r}], which no unit or callback has. Give it a first value: "
+                f"memory={{{strange[0]!r}: lambda state: ...}}."
+            )
+        for slot in slots:
+            was = dict(trees.named_leaves(slots[slot]))
+            for path, leaf in trees.named_leaves(after.memory[slot]):
+                if path in was and not isinstance(leaf, Tensor) and not trees.same_leaf(was[path], leaf):
+                    raise ContractError(
+                        f"fuse was given, and {name} changed state.memory[{slot!r}]{path}, {kind_of(leaf)}; inside a "
+                        f"block that is a tensor. Write torch.tensor(...) as its first value.{_ADVICE}"
+                    )
+        new = {part: getattr(after, part) for part in (*MODEL, "output")}
+        if "metrics" in parts:
+            new["metrics"] = after.metrics[self.phase]
+        return {**new, **{SLOT + slot: after.memory[slot] for slot in slots}}
+
+
+class _Drawing(TorchDispatchMode):
+    """Refuses what draws random numbers, in the name of a hook."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self._name = name
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise ContractError(
+                f"{self._name} draws random numbers ({func.overloadpacket}); inside a block torch is not seeded."
+            )
+        return func(*args, **(kwargs or {}))
+
+
+_ADVICE = (
+    " The hooks around a step are inside of its block, as one graph. Leave fuse out, or let it be a hook of epochs."
+)
+
+
+class Repeat:
+    """A plan that is run again on what it has made.
+
+    Attributes:
+        closed: sizes of batches of which it is known that it takes what it makes.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan, self.closed = plan, set[Any]()
+        self._span = plan.places.get("batch", range(0))
+        self._take: Callable[[Parts], list[Any] | None] | None = None
+        self._tell = giving({name: plan.made[name] for name in ("output", "metrics") if name in plan.made})
+        carried = [
+            (place, *source)
+            for name, (_, sources) in plan.made.items()
+            if name in plan.places
+            for place, source in zip(plan.places[name], sources, strict=False)
+        ]
+        self._new = [(place, where) for place, kind, where in carried if kind == "new"]
+        self._old = [(place, where) for place, kind, where in carried if kind == "old" and where != place]
+
+    def sizes(self, leaves: list[Any]) -> Any:
+        """Of a batch, by the leaves that the plan took."""
+        return tuple([leaves[at].shape for at in self._span if isinstance(leaves[at], Tensor)])
+
+    def run(self, leaves: list[Any], batches: Sequence[Batch], told: list[Told]) -> Parts:
+        """What the last step made; steps end before a batch that is not like the first.
+
+        Args:
+            leaves: that the plan took of the state and the first batch.
+            batches: of the steps.
+            told: what each step told is put there.
+        """
+        execute, tell, span = self.plan.execute, self._tell, self._span
+        new = execute(leaves)
+        known = tell(new, leaves)
+        told.append((known["output"], known.get("metrics")))
+        alike = self._alike(batches[0], leaves) if len(batches) > 1 else None
+        for batch in batches[1:]:
+            mine = alike(batch) if alike is not None else []
+            if mine is None:
+                break
+            last, leaves = leaves, [*leaves]
+            for place, where in self._new:
+                leaves[place] = new[where]
+            for place, where in self._old:
+                leaves[place] = last[where]
+            leaves[span.start : span.stop] = mine
+            new = execute(leaves)
+            known = tell(new, leaves)
+            told.append((known["output"], known.get("metrics")))
+        return self.plan.give(new, leaves)
+
+    def _alike(self, batch: Batch, leaves: list[Any]) -> Callable[[Batch], list[Any] | None] | None:
+        """What gives the leaves of batches that are like a first one, in all that the plan looked at."""
+        if not self._span:
+            return None
+        take = self._take = self._take or taking({"batch": batch})
+        first = leaves[self._span.start : self._span.stop]
+        places = [place for place, leaf in enumerate(first) if isinstance(leaf, Tensor)]
+        others = [(place, leaf) for place, leaf in enumerate(first) if not isinstance(leaf, Tensor)]
+        guard = guarding([first[place] for place in places])
+
+        def alike(batch: Batch) -> list[Any] | None:
+            mine = take({"batch": batch})
+            if mine is None or not guard(*(mine if not others else [mine[place] for place in places])):
+                return None
+            return mine if all(trees.same_leaf(mine[place], leaf) for place, leaf in others) else None
+
+        return alike
