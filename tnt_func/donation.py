@@ -16,7 +16,7 @@ Example:
 
 import operator
 from collections.abc import Iterable, Set
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -265,8 +265,10 @@ def _pointer(leaf: Tensor) -> int:
 
 def _leaves(tree: PyTree) -> Iterable[Any]:
     """`pytree.leaves`, at a tenth of its price for the flat dicts that outputs and buffers mostly are."""
-    flat: dict[Any, Any] = tree if type(tree) is dict else {}
-    return flat.values() if flat and _PLAIN.issuperset(map(type, flat.values())) else trees.leaves(tree)
+    if type(tree) is not dict:
+        return trees.leaves(tree)
+    flat = cast(dict[Any, Any], tree).values()
+    return flat if _PLAIN.issuperset(map(type, flat)) else trees.leaves(tree)
 
 
 _PLAIN = {Tensor, torch.nn.Parameter, *trees.LEAVES}
