@@ -201,6 +201,19 @@ def test_bands_are_those_of_the_members_that_are_finite():
     assert (band.quantiles[59, 0], band.quantiles[59, -1]) == (finite.min(), finite.max())
 
 
+def test_the_record_of_an_ensemble_is_one_section(tmp_path: Path):
+    members = {"loss": 1.0, "loss.std": 0.5, "loss.0": 0.5, "loss.1": 1.5, "time.step": 0.1}
+    history = History(Row(n, 0, "train", "step", members) for n in (1, 2))
+    charts = numbers(report(history, path=tmp_path / "report.html"))["charts"]
+    assert [(chart["name"], chart["group"]) for chart in charts] == [
+        ("loss", ""),
+        ("loss.std", ""),
+        ("time.step", "time"),
+    ]
+    assert [series["name"] for series in charts[0]["series"]] == ["loss", "loss.0", "loss.1"]
+    assert [band["mean"] for band in charts[0]["bands"]] == [[1.0, 1.0]]
+
+
 def test_numbered_hyperparameters_are_no_members(tmp_path: Path):
     history = History([Row(1, 0, "train", "step", {"optim.betas.0": 0.9, "optim.betas.1": 0.999})])
     (chart,) = numbers(report(history, path=tmp_path / "report.html"))["charts"]

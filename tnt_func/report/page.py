@@ -232,6 +232,9 @@ def _charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for band in bands(run.series):
             look = _look(band, number, run.name if len(runs) > 1 else None, 0)
             found[band.name]["bands"].append({**_band(band, points), **look})
+    for chart in found.values():
+        if found.get(chart["group"], chart)["group"] == "":
+            chart["group"] = ""  # "loss.std" stands beside "loss".
     return list(found.values())
 
 
