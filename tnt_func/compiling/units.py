@@ -36,7 +36,7 @@ def compiled(
         backend: "inductor", or "aot_eager", which traces and checks the same and generates no code.
         options: of inductor, over those of `backends.OPTIONS`: {"fallback_random": False} draws inside the kernels,
             faster and other numbers than the step as it was.
-        on_compile: called with a `Compilation` before and after each.
+        on_compile: called with a `Compilation` before and after each: `tnt.observers.compilations()` prints them.
 
     Raises:
         ContractError: at the first step, where it looks at values, or reads `key`, `progress` or a foreign slot.

@@ -12,6 +12,7 @@ from tnt_func.observers.combinators import on as on
 from tnt_func.observers.combinators import rank_zero as rank_zero
 from tnt_func.observers.combinators import tee as tee
 from tnt_func.observers.combinators import when as when
+from tnt_func.observers.compilations import compilations as compilations
 from tnt_func.observers.console import console as console
 from tnt_func.observers.csv_writer import csv_writer as csv_writer
 from tnt_func.observers.data_warnings import warn_on_empty_data as warn_on_empty_data
