@@ -100,15 +100,17 @@ class Chart {
 
   legend(place) {
     const lines = [...this.chart.bands, ...this.chart.series.filter((series) => series.member === null)];
-    const kinds = new Map(lines.map((line) => [line.legend, line]));
+    const kinds = new Map(lines.reverse().map((line) => [line.legend, line])); // A band tells of its mean as well.
     if (kinds.size < 2 && !this.chart.bands.length) return;
-    for (const [text, line] of kinds) {
+    for (const [text, line] of [...kinds].reverse()) {
       const hue = data.runs.length > 1 && line.hue === `h${line.run % 8}` ? "neutral" : line.hue;
       const mark = make("svg", { width: 22, height: 10, "aria-hidden": "true" });
       if (line.low) mark.append(make("rect", { class: `area ${hue}`, width: 22, height: 10 }));
       mark.append(make("line", { class: `line ${hue} ${line.dash}`, x1: 0, x2: 22, y1: 5, y2: 5 }));
       place.append(make("span", {}, mark, text));
     }
+    const members = Math.max(0, ...this.chart.bands.map((band) => band.members));
+    if (members) place.append(make("span", {}, `mean, quartiles and extremes of ${members} members`));
   }
 
   listen() {

@@ -256,8 +256,7 @@ def _look(line: Series | Band, run: int, name: str | None, before: int) -> dict[
         suffix = line.name.removeprefix(f"{line.chart}.")
         said = f"{said} {suffix}" if line.member is not None else suffix
         hue, dash = (before, "") if name is None and line.member is None else (hue, dash)
-    legend = f"{said}: mean, quartiles, extremes of {line.members} members" if isinstance(line, Band) else said
-    said = f"{said}, mean" if isinstance(line, Band) else said
+    legend, said = said, f"{said}, mean" if isinstance(line, Band) else said
     return {
         "run": run,
         "hue": f"h{hue % HUES}",

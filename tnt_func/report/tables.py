@@ -51,8 +51,13 @@ def overview(runs: Sequence[Run]) -> str:
 def _results(run: Run) -> list[Series]:
     """What is neither measured nor set, of an ensemble the means."""
     shown = [one for one in run.series if one.group not in (*MEASURED, HYPERPARAMETERS)]
-    means = [Series(b.phase, b.kind, f"{b.name} (mean of {b.members})", b.steps, b.mean.tolist()) for b in bands(shown)]
-    return [one for one in shown if one.member is None] + means
+    alone = [one for one in shown if one.member is None]
+    known = {one.key for one in alone}
+    return alone + [
+        Series(band.phase, band.kind, f"{band.name} (mean of {band.members})", band.steps, band.mean.tolist())
+        for band in bands(shown)
+        if Name(band.phase, band.kind, band.name) not in known
+    ]
 
 
 def _said(key: Name) -> str:
