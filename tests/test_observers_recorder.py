@@ -328,7 +328,7 @@ def test_a_full_disk_leaves_no_torn_line(tmp_path: Path, make: Any, monkeypatch:
 
 
 def test_a_missing_extra_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch):
-    for name in ("torch.utils.tensorboard", "pandas", "tqdm"):
+    for name in ("torch.utils.tensorboard", "pandas", "tqdm.auto"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=r"tnt-func\[tensorboard\]"):
         tensorboard_writer("runs")
