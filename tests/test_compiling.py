@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import tnt_func as tnt
-from tnt_func.compiling import Compiled, RecompilationWarning, compiled
+from tnt_func.compiling import Compiled, FallbackWarning, RecompilationWarning, compiled
 from tnt_func.compiling.plans import Plan
 from tnt_func.compiling.templates import giving, taking
 from tnt_func.errors import ContractError, StructureError, TreeError, UsageError
@@ -174,6 +174,13 @@ def test_params_that_change_places_are_donated():
 def test_what_a_compiled_step_must_not_do(function: Any, error: type[Exception], match: str):
     with pytest.raises(error, match=match):
         step_of(function)(STATE.remember("other", torch.ones(1)), torch.ones(3))
+
+
+def test_a_step_that_cannot_be_compiled_runs_as_it_is_only_where_that_is_allowed():
+    step = step_of(lambda state, batch: (state, {"x": batch.sum().item()}), fallback=True)
+    with pytest.warns(FallbackWarning, match="train_step runs as it is, for train_step looks at the value of a tensor"):
+        assert step(STATE, torch.ones(3))[1] == {"x": 3.0}
+    assert step(STATE, torch.ones(4))[1] == {"x": 4.0} and not step.compilations
 
 
 def test_a_state_that_requires_grad_is_refused():

@@ -34,6 +34,10 @@ class RecompilationWarning(UserWarning):
     """A compiled step met a structure that it was not compiled for."""
 
 
+class FallbackWarning(UserWarning):
+    """A step could not be compiled and runs as it is, as `fallback=True` allows."""
+
+
 @dataclass(frozen=True)
 class Compilation:
     """One compilation of a step.
@@ -67,6 +71,7 @@ class Memo:
     forms: dict[Form, Any] = field(default_factory=dict[Form, Any])
     hooked: dict[tuple[int, ...], Any] = field(default_factory=dict[tuple[int, ...], Any])
     done: list[Compilation] = field(default_factory=list[Compilation])
+    refused: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class Compiled:
         dynamic: whether the first dimension of the batch's tensors may vary.
         donates: whether the new params and opt_state are written over the old ones.
         backend, options: see `compiled`.
+        fallback: whether a step that cannot be compiled runs as it is.
         on_compile: called before and after each compilation.
         memo: what was compiled.
     """
@@ -95,6 +101,7 @@ class Compiled:
     donates: bool = False
     backend: Backend = "inductor"
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    fallback: bool = False
     on_compile: OnCompile | None = None
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
@@ -117,11 +124,7 @@ class Compiled:
         by = self._by_gradients(state)
         if by is None:
             return self._stepped(state, batch, bool(self.metrics))
-        after, output = by(state, batch)
-        if not self.metrics:
-            return after, output
-        merged = self._merged(after.metrics.get(self.phase, {}), output)
-        return after.replace(metrics={**after.metrics, self.phase: merged}), output
+        return self._with_metrics(*by(state, batch), bool(self.metrics))
 
     def _by_gradients(self, state: State) -> Step | None:
         """The step of which only the gradients are a graph, where that is the form."""
@@ -148,14 +151,32 @@ class Compiled:
         return found
 
     def _stepped(self, given: State, batch: Batch, merges: bool) -> tuple[State, Output]:
+        if self.memo.refused:
+            return self._as_it_is(given, batch, merges)
         state = separated(given)[0] if self.donates else given
-        plan, leaves = self._found(state, batch, merges)
+        try:
+            plan, leaves = self._found(state, batch, merges)
+        except Exception as error:
+            if not self.fallback:
+                raise
+            warnings.warn(f"{self.phase}_step runs as it is, for {error}", FallbackWarning, stacklevel=3)
+            self.memo.refused.append(str(error))
+            return self._as_it_is(given, batch, merges)
         if not self.donates:
             return self._put(state, plan.run(leaves))
         try:
             return self._put(state, plan.run(leaves))
         finally:
             spend(given)
+
+    def _as_it_is(self, state: State, batch: Batch, merges: bool) -> tuple[State, Output]:
+        return self._with_metrics(*self.step(state, batch), merges)
+
+    def _with_metrics(self, after: State, output: Output, merges: bool) -> tuple[State, Output]:
+        if not merges:
+            return after, output
+        metrics = self._merged(after.metrics.get(self.phase, {}), output)
+        return after.replace(metrics={**after.metrics, self.phase: metrics}), output
 
     def _found(self, state: State, batch: Batch, merges: bool) -> tuple[Plan, list[Any]]:
         """The plan for a state and a batch, compiled where there is none, and the leaves that it takes of them."""

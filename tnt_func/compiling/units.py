@@ -22,6 +22,7 @@ def compiled(
     metrics: bool = True,
     backend: Backend = "inductor",
     options: Mapping[str, Any] | None = None,
+    fallback: bool = False,
     on_compile: OnCompile | None = None,
 ) -> U:
     """The unit whose steps run as one graph each: of a FitUnit, all of them.
@@ -36,6 +37,8 @@ def compiled(
         backend: "inductor", or "aot_eager", which traces and checks the same and generates no code.
         options: of inductor, over those of `backends.OPTIONS`: {"fallback_random": False} draws inside the kernels,
             faster and other numbers than the step as it was.
+        fallback: whether a step that cannot be compiled runs as it is, with a warning that says why, instead of
+            raising.
         on_compile: called with a `Compilation` before and after each: `tnt.observers.compilations()` prints them.
 
     Raises:
@@ -64,6 +67,7 @@ def compiled(
             donates=donates(step),
             backend=backend,
             options=options or {},
+            fallback=fallback,
             on_compile=on_compile,
         )
         return replace(one, **{f"{one.phase}_step": made})
