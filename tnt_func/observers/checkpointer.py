@@ -60,7 +60,7 @@ def checkpointer(
         metric, mode, phase: as in `checkpoint.best`. The metrics of an evaluation count for the state it evaluated.
         asynchronous: training goes on while a thread writes. States are immutable, so nothing is copied for it but in
             a run that donates; one save is under way at most, and the next waits for it. Its error comes out at the
-            next event, or at the end.
+            next resumable event, or at the end.
 
     Raises:
         UsageError: the arguments contradict each other.
