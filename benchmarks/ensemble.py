@@ -4,8 +4,8 @@ AdamW, float32, CPU, one thread, one batch for all members. Every contestant tak
 round, in an order that rotates; figures are medians over rounds of the CPU time a member and step, and of its ratio to
 one step of the imperative loop within the round. Members one after another cost that, however many they are.
 
-    python benchmarks/ensemble.py                    everything
-    python benchmarks/ensemble.py small 8            one model, one size
+    python benchmarks/ensemble.py             everything
+    python benchmarks/ensemble.py small 8     one model, one size
 """
 
 import os
@@ -78,7 +78,18 @@ def ensembles(sizes: tuple[int, ...], batch: Any, members: int) -> dict[str, Run
 
         return run
 
-    return {name: runs(unit) for name, unit in units.items()}
+    def alone(step: Any) -> Run:
+        """Without the loop around it, as the step of jax is; metrics are in it."""
+        states = [tnt.keep(tnt.prepare(unit, first))]
+
+        def run(steps: int) -> None:
+            for _ in range(steps):
+                states[0] = step.merging(states[0], batch)[0]
+
+        return run
+
+    found = {name: runs(one) for name, one in units.items()}
+    return found | {"compiled, donated, no loop": alone(units["compiled, donated"].train_step)}
 
 
 def jax_vmap(sizes: tuple[int, ...], batch: Any, members: int) -> dict[str, Run]:
@@ -155,7 +166,7 @@ def report(case: str, size: int) -> None:
         line = f"  {name:26} {statistics.median(times):8.1f} us a member  {ratio:.3f} of one after another"
         if peer is not None:
             line += f"  {statistics.median(a / b for a, b in zip(times, peer, strict=True)):.2f} of jax.vmap"
-        bar = BARS.get(case, {}).get(size) if name == "compiled, donated" else None
+        bar = BARS.get(case, {}).get(size) if name.startswith("compiled, donated") else None
         print(line + (f"  (bars {bar}, 1.25)" if bar else ""), flush=True)
 
 

@@ -317,6 +317,20 @@ def test_records_have_the_mean_and_every_member():
     assert evaluated.metrics["loss.0"] > 0
 
 
+def test_a_compiled_and_donated_ensemble_gives_the_same_numbers_and_is_compiled_once():
+    unit, states = members(optim.adamw(0.01), nn.Dropout(0.2))
+    unit = tnt.attach(transforms.skip_nonfinite(unit), callbacks.early_stopping("loss", patience=1, min_delta=0.01))
+    whole, state = tnt.ensemble(unit, 3), tnt.stack(states)
+    compiled = tnt.donate(tnt.compiled(whole, dynamic=False, backend="aot_eager"))
+    ends = [tnt.fit(one, state, data(3), data(1), max_epochs=4) for one in (whole, compiled)]
+    assert ensembles.stopped(ends[0]).any()
+    for part in ("params", "buffers", "opt_state", "metrics", "memory"):
+        one, other = (getattr(end, part) for end in ends)
+        tnt.asserts.assert_trees_close(one, other, rtol=0, atol=1e-12)
+    steps: list[Any] = [compiled.train_unit.train_step, compiled.eval_unit.eval_step]
+    assert [len(step.compilations) for step in steps] == [1, 1]
+
+
 def test_the_console_tells_mean_and_deviation(capsys: pytest.CaptureFixture[str]):
     unit, states = members(optim.sgd(0.1))
     unit, console = tnt.ensemble(unit.train_unit, 3), tnt.observers.console()
