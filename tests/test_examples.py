@@ -94,6 +94,11 @@ def sweep(lines: list[str]) -> None:
     assert float(lines[-1].split()[-1]) >= 0.95
 
 
+def torchrun_digits(lines: list[str]) -> None:
+    assert lines[-2] == "after step 276 on 1 processes"
+    assert float(lines[-1].removeprefix("held-out accuracy ")) >= 0.95
+
+
 EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "quickstart.py": quickstart,
     "seeds.py": seeds,
@@ -110,6 +115,7 @@ EXPECTED: dict[str, Callable[[list[str]], None]] = {
     "char_gpt.py": char_gpt,
     "gan.py": gan,
     "finetune.py": finetune,
+    "torchrun_digits.py": torchrun_digits,
 }
 
 
