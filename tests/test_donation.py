@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tnt_func.errors import ConsumedError, UsageError
 from tnt_func.events import Event
 from tnt_func.unit import FitUnit
 
+checkpointer: Any = sys.modules["tnt_func.observers.checkpointer"]
 BATCHES = [(torch.full((2, 3), x), torch.tensor([0, 1])) for x in (0.5, -1.0, 2.0)]
 
 
@@ -210,20 +213,32 @@ def test_a_failed_event_has_the_last_state_where_no_step_has_consumed_it(where: 
     assert tnt.pytree.equal(resumed.params, whole.params)
 
 
-def test_checkpoints_in_the_background_are_of_the_state_they_were_asked_for(tmp_path: Path):
+def test_checkpoints_in_the_background_are_of_the_state_they_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Though the next step is taken before the thread has read a byte."""
     unit, state = made()
-    saving = tnt.observers.checkpointer(tmp_path, every_n_steps=1, asynchronous=True)
-    digests: dict[int, str] = {}
+    gate, digests = threading.Event(), dict[int, str]()
+    save_in = checkpointer.save_in
+
+    def late(*args: Any) -> Path:
+        assert gate.wait(20)
+        return save_in(*args)
 
     def note(event: Event) -> None:
+        gate.set()
         if event.point == "step_done":
             digests[event.state.progress.train.steps] = tnt.digest(event.state)
+            if event.state.progress.train.steps % 2 == 0:
+                gate.clear()
 
-    tnt.train(unit.train_unit, state, BATCHES, max_epochs=2, donate=True, observers=[saving, note])
+    monkeypatch.setattr(checkpointer, "save_in", late)
+    saving = tnt.observers.checkpointer(tmp_path, every_n_steps=2, asynchronous=True)
+    tnt.train(unit.train_unit, state, BATCHES, max_epochs=2, donate=True, observers=[note, saving])
     like = tnt.prepare(unit.train_unit, state)
     found = [tnt.checkpoint.restore(path, like) for path in tnt.checkpoint.checkpoints(tmp_path)]
     steps = [state for state in found if state.progress.train.is_open]
-    assert len(steps) >= 4
+    assert {2, 4} <= {state.progress.train.steps for state in steps}
     assert all(tnt.digest(state) == digests[state.progress.train.steps] for state in steps)
 
 
