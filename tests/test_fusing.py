@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import tnt_func as tnt
-from tnt_func.errors import ConsumedError
+from tnt_func.errors import ConsumedError, ContractError, StructureError, UsageError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -65,9 +65,134 @@ def test_the_events_of_a_block():
         seen.append(event.point)
         if event.point == "step_end" and event.state.progress.train.steps == 1:
             assert "between fused steps" in repr(event.state)
-            for name in ("params", "buffers", "opt_state", "memory"):
+            for name in ("params", "buffers", "opt_state"):
                 with pytest.raises(ConsumedError, match=f"state.{name} was read between two fused steps"):
                     getattr(event.state, name)
         elif event.point == "step_end":
             assert event.state.params.keys() == STATE.params.keys()
     assert seen == points
+
+
+def test_a_run_goes_on_from_every_block_end():
+    expected = tnt.train(FAST.train_unit, STATE, SIX, max_epochs=2)
+    ends = [
+        event.state for event in tnt.train_events(FAST.train_unit, STATE, SIX, max_epochs=2, fuse=4) if event.resumable
+    ]
+    assert [state.progress.train.steps for state in ends] == [4, 6, 6, 8, 12, 12]
+    for state in ends:
+        for fuse in (1, 4):
+            tnt.asserts.assert_trees_equal(tnt.train(FAST.train_unit, state, SIX, max_epochs=2, fuse=fuse), expected)
+    asked = iter([False, True])
+    paused = tnt.train(FAST.train_unit, STATE, SIX, max_epochs=2, fuse=2, pause_when=lambda: next(asked))
+    assert paused.progress.train.steps == 4
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_an_error_inside_a_block_leaves_the_state_before_it(donate: bool):
+    seen = list[tnt.Event]()
+
+    def stumble(event: tnt.Event) -> None:
+        seen.append(event)
+        if event.point == "step_end" and event.state.progress.train.steps == 3:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        tnt.train(FAST.train_unit, STATE, SIX, max_epochs=1, fuse=2, observers=[stumble], donate=donate)
+    assert seen[-1].point == "failed" and seen[-1].resumable is not donate
+    assert donate or seen[-1].state.progress.train.steps == 2
+
+
+def test_an_ensemble_is_fused():
+    unit, state = tnt.supervised(nn.Linear(4, 3), F.mse_loss, tnt.optim.adamw(1e-2), key=tnt.key(0))
+    states = tnt.stack([state, state.replace(params=tnt.treemath.scale(state.params, 2.0))])
+    fast = tnt.compiled(tnt.ensemble(unit, 2), backend="aot_eager").train_unit
+    expected = tnt.train(fast, states, SIX, max_epochs=2)
+    history = tnt.observers.History()
+    observers = [tnt.observers.recorder(history, every_n_steps=1)]
+    got = tnt.train(fast, states, SIX, max_epochs=2, fuse=4, observers=observers)
+    tnt.asserts.assert_trees_equal(got, expected)
+    assert [row.metrics["loss.1"] > 0 for row in history if row.kind == "step"] == [True] * 12
+
+
+def test_an_average_is_fused_and_compiled_once():
+    fast = tnt.compiled(tnt.transforms.ema(UNIT.train_unit, 0.9), backend="aot_eager")
+    expected = tnt.train(fast, STATE, SIX, max_epochs=2)
+    with tnt.asserts.assert_max_compilations(1):
+        for _ in range(2):
+            tnt.asserts.assert_trees_equal(tnt.train(fast, STATE, SIX, max_epochs=2, fuse=4), expected)
+
+
+def test_metrics_outside_of_the_graph_are_told_of_every_step():
+    fast = tnt.compiled(UNIT.train_unit, metrics=False, backend="aot_eager")
+    assert told(tnt.train_events(fast, STATE, SIX, max_epochs=1, fuse=4)) == told(
+        tnt.train_events(fast, STATE, SIX, max_epochs=1)
+    )
+
+
+def test_a_slot_that_is_as_large_as_the_batch():
+    def train_step(state: tnt.State, batch: torch.Tensor) -> Any:
+        return state.remember("last", batch), {"sum": batch.sum() + state.memory["last"].sum()}
+
+    unit = tnt.TrainUnit(train_step=train_step, memory={"last": lambda state: torch.zeros(3)}, draws=())
+    fast = tnt.compiled(unit, backend="aot_eager")
+    batches = [torch.full((n,), float(n)) for n in (3, 3, 3, 5, 5, 5, 3, 3)]
+    with pytest.warns(UserWarning, match="compiled again"):
+        expected = told(tnt.train_events(fast, STATE, batches, max_epochs=1))
+    assert told(tnt.train_events(fast, STATE, batches, max_epochs=1, fuse=8)) == expected
+
+
+def hook(function: Any, **options: Any) -> tnt.Callback:
+    return tnt.Callback(name="mine", on_train_step_end=function, **options)
+
+
+@pytest.mark.parametrize(
+    ("function", "match"),
+    [
+        (lambda state: state if state.progress.train.steps % 2 else state, "reads state.progress"),
+        (lambda state: state.replace(params=[state.key.seed]), "reads state.key"),
+        (lambda state: state if state.output["loss"] > 0 else state, "looks at the value of a tensor; .*test_fusing"),
+        (lambda state: state.request_stop("enough"), "requests a stop"),
+        (lambda state: state.remember("mine", torch.rand(2)), r"draws random numbers \(aten.rand\)"),
+        (lambda state: state.remember("mine", 2), r"changed state.memory\['mine'\], an int"),
+        (lambda state: state.remember("other", torch.ones(2)), r"wrote state.memory\['other'\]"),
+        (lambda state: state.remember("data", state.memory["data"]["length"]), r"reads state.memory\['data'\]"),
+        (lambda state: None, "returned None"),
+    ],
+    ids=["progress", "key", "value", "stop", "draws", "count", "slot", "data", "nothing"],
+)
+def test_what_cannot_be_fused_is_refused_by_name(function: Any, match: str):
+    callbacks = [hook(function, memory=lambda state: 1)]
+    with pytest.raises((ContractError, StructureError), match=rf"callback 'mine' on_train_step_end {match}"):
+        tnt.train(FAST.train_unit, STATE, SIX, max_epochs=1, fuse=2, callbacks=callbacks)
+
+
+def test_what_is_asked_of_a_fused_unit():
+    for fuse in (0, True):
+        with pytest.raises(UsageError, match=rf"fuse={fuse} was given; it is a number of steps"):
+            tnt.train(FAST.train_unit, STATE, SIX, max_epochs=1, fuse=fuse)
+    with pytest.raises(UsageError, match=r"Write tnt.train\(tnt.compiled\(unit\)"):
+        tnt.train(UNIT.train_unit, STATE, SIX, max_epochs=1, fuse=2)
+    unit, state = fit_unit(nn.Dropout(0.5))
+    with pytest.raises(ContractError, match=r"train_step draws random numbers \(aten\.\w+\)"):
+        tnt.train(tnt.compiled(unit, backend="aot_eager").train_unit, state, SIX, max_epochs=1, fuse=2)
+
+
+def test_observers_of_a_fused_run(tmp_path: Any):
+    history = tnt.observers.History()
+    saving = tnt.observers.checkpointer(tmp_path / "saved", every_n_steps=3)
+    recorder = tnt.observers.recorder(history, hyperparameters=[], measures=[tnt.observers.timing()], every_n_steps=1)
+    bar = tnt.observers.progress_bar()
+    tnt.train(FAST.train_unit, STATE, SIX * 2, max_epochs=1, fuse=4, observers=[saving, recorder, bar])
+    # 3 is met at the end of its block, 4, and 6 and 9 likewise.
+    assert [
+        tnt.checkpoint.inspect(path).static["progress"].train.steps
+        for path in tnt.checkpoint.checkpoints(saving.directory)
+    ] == [
+        4,
+        8,
+        12,
+    ]
+    assert [row.step for row in history if row.kind == "step"] == [*range(1, 13)]
+    recorder = tnt.observers.recorder(tnt.observers.History(), hyperparameters=["lr"], every_n_steps=3)
+    with pytest.raises(ConsumedError, match="opt_state was read between two fused steps"):
+        tnt.train(FAST.train_unit, STATE, SIX, max_epochs=1, fuse=4, observers=[recorder])

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tnt_func import pytree as trees
-from tnt_func.errors import UsageError
+from tnt_func.errors import ConsumedError, UsageError
 from tnt_func.rng import key
 from tnt_func.state import State
 from tnt_func.types import PyTree
@@ -30,6 +30,7 @@ from tnt_func.types import PyTree
 __all__ = [
     "Donating",
     "Storages",
+    "Unchanged",
     "between",
     "consumed",
     "copied_from",
@@ -122,6 +123,21 @@ def between(state: State, **changes: Any) -> State:
     new.__dict__.update(output=None, _between=True)
     new.__dict__.update(changes)
     return new
+
+
+class Unchanged(dict[str, PyTree]):
+    """The slots of memory that a block leaves alone; of the others it is known at its end what is in them.
+
+    Example:
+        >>> Unchanged(data=1)["data"]
+        1
+    """
+
+    def __missing__(self, name: str) -> Any:
+        raise ConsumedError(
+            f"state.memory[{name!r}] was read between two fused steps; it is there where a block ends. Read it at "
+            "step_done, or every so many steps that are a multiple of fuse."
+        )
 
 
 def spend(state: State) -> None:

@@ -27,7 +27,7 @@ from tnt_func.arguments import expects
 from tnt_func.compiling import Compiled
 from tnt_func.compiling.fusing import fused
 from tnt_func.data.cursors import BLANK
-from tnt_func.donation import between
+from tnt_func.donation import Unchanged, between
 from tnt_func.errors import ContractError, StructureError, UsageTypeError, call, kind_of
 from tnt_func.state import State
 from tnt_func.types import Batch, Output, Phase, typed
@@ -234,7 +234,8 @@ class Transitions:
         if not self._compared:
             _check_structure(self._step_name, state, after)
             self._compared = True
-        return self._told(between(state), after, told)
+        left = Unchanged({name: its for name, its in state.memory.items() if after.memory[name] is its})
+        return self._told(between(state, memory=left), after, told)
 
     def _told(self, inner: State, after: State, told: Sequence[tuple[Output, Any]]) -> Iterator[State]:
         for place, (output, merged) in enumerate(told, 1):
@@ -245,7 +246,7 @@ class Transitions:
             if place == len(told):
                 yield after.replace(progress=progress, output=output, metrics=metrics)
             else:
-                inner = between(inner, progress=progress, output=output, metrics=metrics)
+                inner = between(inner, progress=progress, output=output, metrics=metrics, memory=inner.memory)
                 yield inner
 
     def _merged(self, state: State, output: Output) -> dict[str, Any]:

@@ -106,7 +106,9 @@ class Fused(Compiled):
                     f"fuse was given, and {self.phase}_step draws random numbers ({', '.join(plan.draws)}); inside a "
                     "block torch is not seeded for each step. Leave fuse out, or give the noise in the batch."
                 )
-            repeat = self.repeats.setdefault(id(plan), Repeat(plan))
+            if id(plan) not in self.repeats:
+                self.repeats[id(plan)] = Repeat(plan)
+            repeat = self.repeats[id(plan)]
             if last is not None and last[0] is plan:
                 # It takes what it made, so it will again.
                 repeat.closed.add(last[1])
