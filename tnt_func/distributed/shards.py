@@ -2,7 +2,8 @@
 
 Parameters are then DTensors: one dimension is cut over the last axis of a mesh, or none is. Everybody sees the whole
 shape, and whatever computes with them computes with the whole: clipping by a global norm is that of one process.
-Optimizer state and averages lie as the parameters that they belong to.
+Optimizer state and averages lie as the parameters that they belong to. What reads the bytes of a State, `tnt.digest`,
+`tnt.checkpoint` and `tnt.replay`, takes a whole one: `gather` it before.
 
 Laws:
     `gather(shard(state, mesh))` is the state, to the bit.
