@@ -3,7 +3,7 @@
 AdamW, float32, CPU, one thread; times are CPU time, which other work on the machine changes least. The imperative loops
 have torch's fused kernel; one of them has its forward and backward pass compiled by torch.compile. JAX has the whole
 step under jit with params and opt_state donated, and waits for every step. All take the same batches from the same
-first weights. Figures are medians over rounds in which all take turns; a ratio is of the same round, with its quartiles.
+first weights. Figures are medians over rounds in which all take turns; a ratio is of one round, with its quartiles.
 """
 
 import importlib.util
