@@ -81,7 +81,8 @@ def ensemble(
     Hooks of the unit, and of callbacks attached to it before, run for each member. Those of steps are vmapped; where
     one looks at values, and all others, it runs for one member after another. So `early_stopping` attached inside stops
     single members: from then on a member's params, buffers, opt_state and slots stay as they are (its metrics go on to
-    measure them), and when all have stopped, so does the run. Callbacks given to `train` see all members at once, and
+    measure them), and when all have stopped, so does the run. One that stops within an epoch closes it with the others,
+    at their counters. Callbacks given to `train` see all members at once, and
     stop some by `stop_members`.
 
     A member's numbers are those of its run alone but for rounding, about 1e-12 in float64; Adam amplifies it where a
