@@ -1,0 +1,108 @@
+"""Law 12 of fused steps: a block is its steps, one after another."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tnt_func.arguments import expects
+from tnt_func.errors import LawError
+from tnt_func.events import Event
+from tnt_func.state import State
+from tnt_func.testing.case import Case, where
+from tnt_func.testing.snapshot import changes, freeze
+from tnt_func.unit import Callback, FitUnit, TrainUnit
+
+
+@expects(TrainUnit, FitUnit)
+def check_fused(
+    unit: TrainUnit | FitUnit,
+    state: State,
+    batches: Any,
+    *,
+    fuse: int,
+    eval_batches: Any = None,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> None:
+    """Law 12. A fused run tells of every step what the run of the same compiled steps one by one tells, bitwise.
+
+    Of a step inside a block that is its counters, batch, output and metrics; of every other event, the whole state.
+    From the first and the middle of the fused run's resumable states, the run that is not fused goes on to that end.
+
+    Args:
+        unit, state, batches, eval_batches, callbacks, options: as in `check_unit`. The unit is compiled.
+        fuse: as in `train`.
+
+    Raises:
+        LawError: the law is broken; the message says where first, and on which leaves.
+        UsageError, ContractError: the unit cannot be fused.
+
+    Example:
+        >>> import torch
+        >>> from tnt_func.compiling import compiled
+        >>> from tnt_func.rng import key
+        >>> seen = []
+        >>> def count(state):
+        ...     seen.append(1)
+        ...     return state.replace(params=state.params + len(seen))
+        >>> unit = TrainUnit(train_step=lambda state, batch: (state, {}), on_train_step_end=count)
+        >>> fast = compiled(unit, backend="aot_eager")
+        >>> check_fused(fast, State(params=torch.zeros(2), key=key(0)), [torch.ones(2)] * 4, fuse=2)
+        Traceback (most recent call last):
+        tnt_func.errors.LawError: law 12 (fused) is broken at train step_end (epoch 0, step 2): ...
+        ...
+    """
+    case = Case.of(unit, state, batches, eval_batches, callbacks, options)
+    tape = dict(_told(case.events()))
+    resumable = list[State]()
+    _compare(tape, _told(case.events(fuse=fuse), resumable), f"the run with fuse={fuse}")
+    end = [*tape.values()][-1]
+    for middle in resumable[:1] + resumable[len(resumable) // 2 :][:1]:
+        *_, (place, rest) = _told(case.events(state=middle))
+        _raise(place, f"the run that went on from within the run with fuse={fuse}", changes(end, rest, "state"))
+
+
+def _told(events: Iterator[Event], resumable: list[State] | None = None) -> Iterator[tuple[str, Any]]:
+    """What an event holds, by its place."""
+    for event in events:
+        if event.resumable and resumable is not None:
+            resumable.append(event.state)
+        place = where(event.phase, event.point, event.state)
+        if event.point in ("fetched", "step_start", "step_end", "step_done") and event.phase == "train":
+            known = ("progress", "metrics", "output", "stop", "key")
+            held: Any = {name: getattr(event.state, name) for name in known}
+            if event.point == "fetched":
+                continue
+            if "params" in vars(event.state) and event.point != "step_start":
+                held |= {name: getattr(event.state, name) for name in ("params", "buffers", "opt_state", "memory")}
+            yield place, freeze({**held, "batch": event.batch})
+        else:
+            yield place, freeze(event.state)
+
+
+def _compare(tape: dict[str, Any], other: Iterator[tuple[str, Any]], said: str) -> None:
+    seen = set[str]()
+    for place, theirs in other:
+        seen.add(place)
+        ours = tape.get(place)
+        if ours is None:
+            raise _broken(place, f"{said} comes to an event that the one that is not fused has not", [])
+        if isinstance(theirs, dict):
+            ours = {name: ours[name] for name in theirs}
+        _raise(place, said, changes(ours, theirs, "state"))
+    if missing := [place for place in tape if place not in seen and " step_done " not in place]:
+        raise _broken(missing[0], f"{said} never comes there", [])
+
+
+def _raise(place: str, said: str, lines: Sequence[str]) -> None:
+    if lines:
+        raise _broken(place, f"{said} goes another way than the one that is not fused", lines)
+
+
+def _broken(at: str, said: str, lines: Sequence[str]) -> LawError:
+    return LawError("\n  ".join([f"law 12 (fused) is broken at {at}: {said}", *lines]) + _ADVICE)
+
+
+_ADVICE = (
+    "\nA hook inside of a block is traced once. Let it be a function of the state: what it counts, or reads elsewhere, "
+    "is a tensor in a slot of memory."
+)
