@@ -45,8 +45,7 @@ def told(events: Iterator[tnt.Event]) -> list[Any]:
     )
 
 
-@pytest.mark.parametrize("fuse", [2, 3, 4, 100])
-@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize(("fuse", "donate"), [(2, False), (3, True), (4, True), (100, False)])
 def test_blocks_are_their_steps(fuse: int, donate: bool):
     options: Any = {"max_epochs": 3, "max_steps": 15, "max_train_steps_per_epoch": 5, "callbacks": [SEEN]}
     every: Any = {**options, "evaluate_every_n_steps": 4}
