@@ -334,7 +334,9 @@ def test_a_first_compilation_and_the_parts_of_a_graph_break_count():
         torch._dynamo.graph_break()
         return x * 2
 
-    with pytest.raises(TreeError, match=r"(?s)broken .*: compiled for the first time\n.*resume.*2 graphs were compiled"):
+    with pytest.raises(
+        TreeError, match=r"(?s)broken .*: compiled for the first time\n.*resume.*2 graphs were compiled"
+    ):
         with assert_max_compilations(1):
             broken(torch.ones(2))
 

@@ -18,7 +18,7 @@ from tnt_func import pytree as trees
 from tnt_func.errors import UsageError
 from tnt_func.progress import Progress, RunProgress
 from tnt_func.pytree import pytree
-from tnt_func.state import State, digest
+from tnt_func.state import State, content, digest
 
 PARAMS = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor(0.5)}
 
@@ -253,3 +253,10 @@ def test_a_big_endian_machine_computes_the_same_digest(dtype: torch.dtype, monke
     monkeypatch.setattr(sys, "byteorder", "big")
     assert value_digest(swapped) == here
     assert not torch.equal(value, swapped)
+
+
+def test_what_has_no_bytes_here_is_refused():
+    tensor = torch.ones(2)
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(UsageError, match=r"float32\[2\].*not here.*gather\(state\)"):
+        content(tensor)

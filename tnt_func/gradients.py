@@ -76,9 +76,7 @@ def _grads(value: Tensor, inputs: list[Tensor], structure: Any) -> Sequence[Tens
     """`torch.autograd.grad`, without its checks where they are made already: they cost as much as a small layer."""
     if _run_backward is None or type(structure) is not tuple or type(value) is not Tensor or value.is_complex():
         return torch.autograd.grad(value, inputs, allow_unused=True)
-    return _run_backward(
-        (value,), (torch.ones_like(value),), False, False, tuple(inputs), True, accumulate_grad=False
-    )
+    return _run_backward((value,), (torch.ones_like(value),), False, False, tuple(inputs), True, accumulate_grad=False)
 
 
 def _taken_apart(params: PyTree) -> tuple[list[Tensor], Any]:

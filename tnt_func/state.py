@@ -198,6 +198,9 @@ def digest(state: PyTree) -> str:
     Args:
         state: a State, or any tree.
 
+    Raises:
+        UsageError: the bytes of a leaf are not here: it is in parts on several ranks, or was freed.
+
     Example:
         >>> a = State(params={"w": torch.ones(2)}, key=key(0))
         >>> digest(a) == digest(a.replace(params={"w": torch.ones(2)}))
@@ -213,7 +216,7 @@ def digest(state: PyTree) -> str:
         if isinstance(leaf, torch.Tensor):
             hasher.update(f"{path} {leaf.dtype} {leaf.layout} {list(leaf.shape)}\n".encode())
             data = _bytes(leaf)
-            hasher.update((ctypes.c_ubyte * data.numel()).from_address(data.data_ptr()))
+            hasher.update(content(data))
         else:
             value = struct.pack("<d", leaf).hex() if isinstance(leaf, float) else ascii(leaf)
             hasher.update(f"{path} {type(leaf).__name__} {value}\n".encode())
@@ -229,6 +232,26 @@ def _outline(structure: trees.Structure) -> str:
         children = sorted(f"{key!a}: {child}" for key, child in zip(structure.context, children, strict=True))
     static = ascii(structure.context.values) if isinstance(structure.context, trees.Static) else ""
     return f"{structure.type.__name__}{static}[{', '.join(children)}]"
+
+
+def content(tensor: torch.Tensor) -> "ctypes.Array[ctypes.c_ubyte]":
+    """The bytes of a contiguous tensor on the CPU, not copied: they are there as long as the tensor is.
+
+    Raises:
+        UsageError: they are not here.
+
+    Example:
+        >>> tensor = torch.tensor([1, 2], dtype=torch.uint8)
+        >>> list(content(tensor))
+        [1, 2]
+    """
+    address = tensor.data_ptr()
+    if tensor.nbytes and not address:
+        raise UsageError(
+            f"the bytes of {trees.describe(tensor)} were asked for, and are not here: it is in parts on several ranks, "
+            "or its storage was freed. Write tnt.distributed.gather(state) for the whole of it."
+        )
+    return (ctypes.c_ubyte * tensor.nbytes).from_address(address)
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

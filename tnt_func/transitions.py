@@ -27,7 +27,7 @@ from tnt_func.arguments import expects
 from tnt_func.compiling import Compiled
 from tnt_func.compiling.fusing import fused
 from tnt_func.data.cursors import BLANK
-from tnt_func.donation import Unchanged, between
+from tnt_func.donation import Unchanged, between, consumed, take
 from tnt_func.errors import ContractError, StructureError, UsageTypeError, call, kind_of
 from tnt_func.state import State
 from tnt_func.types import Batch, Output, Phase, typed
@@ -113,6 +113,7 @@ def step(unit: PhaseUnit, state: State, batch: Batch) -> State:
     Raises:
         ContractError: the step or a hook returned the wrong thing.
         StructureError: the step changed structure, shapes or dtypes.
+        ConsumedError: later, where a state that a donating unit was given is read again.
 
     Example:
         >>> unit = TrainUnit(train_step=lambda state, batch: (state.replace(params=state.params * batch), {}))
@@ -120,7 +121,12 @@ def step(unit: PhaseUnit, state: State, batch: Batch) -> State:
         6.0
     """
     run = Transitions(unit)
-    return run.hooks("step_end", run.step(run.hooks("step_start", state), batch)).replace(output=None)
+    begun = run.hooks("step_start", state)
+    after = run.hooks("step_end", run.step(begun, batch)).replace(output=None)
+    if consumed(begun):
+        take(state)
+        take(begun)
+    return after
 
 
 @expects(TrainUnit, EvalUnit, PredictUnit)

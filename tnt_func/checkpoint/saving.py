@@ -89,12 +89,12 @@ def save(
     )
 
     def fill(folder: Path) -> None:
-        with _synced(folder / TENSORS) as file:
+        with synced(folder / TENSORS) as file:
             layout = write(file, tensors)
-        with _synced(folder / MANIFEST) as file:
+        with synced(folder / MANIFEST) as file:
             file.write(replace(manifest, layout=layout).text().encode())
 
-    _appear(path, fill)
+    appear(path, fill)
 
 
 def numbers(state: State, *, members: bool = True) -> dict[str, dict[str, float]]:
@@ -137,7 +137,7 @@ def _check_leaf(name: str, leaf: Any) -> None:
 
 
 @contextlib.contextmanager
-def _synced(path: Path) -> Iterator[BinaryIO]:
+def synced(path: Path) -> Iterator[BinaryIO]:
     """A new file, which is on the disk when it is closed."""
     with path.open("xb") as file:
         yield file
@@ -145,7 +145,7 @@ def _synced(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
 
 
-def _appear(path: Path, fill: Callable[[Path], None]) -> None:
+def appear(path: Path, fill: Callable[[Path], None]) -> None:
     """Make a directory that is there with all that `fill` puts into it, or is not there."""
     folder = None
     try:

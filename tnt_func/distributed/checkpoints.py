@@ -35,7 +35,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from tnt_func import checkpoint
 from tnt_func import pytree as trees
-from tnt_func.checkpoint.saving import MANIFEST, TENSORS, _appear, _synced
+from tnt_func.checkpoint.saving import MANIFEST, TENSORS, appear, synced
 from tnt_func.checkpoint.tensors import Mapped, opened, write
 from tnt_func.distributed.collectives import Exchange
 from tnt_func.distributed.replicas import told
@@ -142,7 +142,7 @@ def save(path: Place, state: State, mesh: DeviceMesh) -> None:
         told(ranks, str(folder))
         asked.append(folder)
         part(folder)
-        with _synced(folder / SHARDS) as file:
+        with synced(folder / SHARDS) as file:
             file.write(shards.text().encode())
 
     asked = list[Path]()
@@ -154,7 +154,7 @@ def save(path: Place, state: State, mesh: DeviceMesh) -> None:
                     f"save({str(path)!r}, state, mesh) was given a path that exists; a checkpoint is never "
                     "overwritten. Save under another name, or remove it first."
                 )
-            _appear(path, fill)
+            appear(path, fill)
         finally:
             if not asked:
                 told(ranks, None)
@@ -255,12 +255,12 @@ def consolidate(path: Place, to: Place) -> None:
     }
 
     def fill(folder: Path) -> None:
-        with _synced(folder / TENSORS) as file:
+        with synced(folder / TENSORS) as file:
             layout = write(file, tensors)
-        with _synced(folder / MANIFEST) as file:
+        with synced(folder / MANIFEST) as file:
             file.write(replace(manifests[0], layout=layout).text().encode())
 
-    _appear(to, fill)
+    appear(to, fill)
 
 
 def agreed_on(ranks: Ranks, what: str, work: Callable[[], Any] | None) -> None:

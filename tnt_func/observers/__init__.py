@@ -32,8 +32,8 @@ from tnt_func.observers.measures import Measure as Measure
 from tnt_func.observers.measures import throughput as throughput
 from tnt_func.observers.measures import timing as timing
 from tnt_func.observers.mlflow_writer import mlflow_writer as mlflow_writer
-from tnt_func.observers.predictions import predictions as predictions
 from tnt_func.observers.points import points as points
+from tnt_func.observers.predictions import predictions as predictions
 from tnt_func.observers.progress_bar import progress_bar as progress_bar
 from tnt_func.observers.recorder import recorder as recorder
 from tnt_func.observers.rows import Row as Row
