@@ -237,3 +237,14 @@ def test_a_plan_is_for_what_it_was_made_for():
     assert plan.take({"x": torch.ones(2, 3).T}) is None
     assert plan.take({"x": torch.ones(3, 2, dtype=torch.float64)}) is None
     assert plan.take({"x": [torch.ones(3, 2)]}) is None
+
+
+def test_a_part_is_donated_inside_a_graph():
+    unit, state = fit_unit()
+    focused = tnt.focus(unit.train_unit, "part")
+    wide = {name: {"part": getattr(state, name)} for name in ("params", "buffers", "opt_state")}
+    state = state.replace(**wide)
+    donated = compiled(tnt.donate(focused), backend="aot_eager"), tnt.donate(compiled(focused, backend="aot_eager"))
+    expected = tnt.train(compiled(focused, backend="aot_eager"), state, data(), max_epochs=2)
+    for fast in donated:
+        tnt.asserts.assert_trees_equal(tnt.train(fast, state, data(), max_epochs=2), expected)

@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 from tnt_func.donation import consumed, donates, donating, noted, separated, spend
 from tnt_func.errors import ContractError, UsageError, UsageTypeError
 from tnt_func.metrics import Metric
+from tnt_func.optim.layout import is_traced
 from tnt_func.rng import key
 from tnt_func.state import State
 from tnt_func.types import Batch, Generator, Output, typed
@@ -271,7 +272,7 @@ class Focused:
     def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
         """The step on the part."""
         given, storages = state, None
-        if self.donates:
+        if self.donates and not is_traced(()):
             # The step inside does not see what else there is.
             state, storages = separated(state)
         before = self.zoomed(state)

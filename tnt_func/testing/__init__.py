@@ -23,6 +23,7 @@ from tnt_func.testing.composition import check_composition as check_composition
 from tnt_func.testing.composition import check_metric as check_metric
 from tnt_func.testing.donation import check_donation as check_donation
 from tnt_func.testing.ensemble import check_ensemble as check_ensemble
+from tnt_func.testing.fusing import check_fused as check_fused
 from tnt_func.testing.grammar import check_events as check_events
 from tnt_func.testing.grammar import check_grammar as check_grammar
 from tnt_func.testing.oracle import check_oracle as check_oracle
