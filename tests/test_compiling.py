@@ -248,3 +248,25 @@ def test_a_part_is_donated_inside_a_graph():
     expected = tnt.train(compiled(focused, backend="aot_eager"), state, data(), max_epochs=2)
     for fast in donated:
         tnt.asserts.assert_trees_equal(tnt.train(fast, state, data(), max_epochs=2), expected)
+
+
+def test_a_step_that_draws_nothing_is_not_seeded_until_a_structure_that_draws_comes(monkeypatch: pytest.MonkeyPatch):
+    def step(state: tnt.State, batch: torch.Tensor) -> Any:
+        noise = torch.rand(3) if batch.dim() == 2 else torch.zeros(3)
+        return state.replace(params=state.params + batch.sum() + noise), {}
+
+    eager = tnt.TrainUnit(train_step=step)
+    first = tnt.State(params=torch.zeros(3), key=tnt.key(0))
+    batches = [torch.ones(2), torch.ones(2), torch.ones(2, 2), torch.ones(2), torch.ones(2, 2)]
+    seeds: list[Any] = []
+    monkeypatch.setattr("tnt_func.rng.seed", lambda *args, seed=tnt.rng.seed: (seeds.append(args), seed(*args)))
+    expected = tnt.train(eager, first, batches, max_epochs=1)
+    each = len(seeds) // len(batches)
+    for donate in (False, True):
+        seeds.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RecompilationWarning)
+            fast = compiled(eager, backend="aot_eager")
+            got = tnt.train(fast, first, batches, max_epochs=1, donate=donate)
+        tnt.asserts.assert_trees_equal(got.params, expected.params)
+        assert each == 1 and len(seeds) == 4  # The second step alone draws nothing for certain.

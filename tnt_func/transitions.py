@@ -16,6 +16,7 @@ Example:
     (3, Progress(epochs=1, steps=2, steps_in_epoch=0))
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,7 +25,7 @@ import torch
 from tnt_func import pytree as trees
 from tnt_func import rng
 from tnt_func.arguments import expects
-from tnt_func.compiling import Compiled
+from tnt_func.compiling import Compiled, Unseeded
 from tnt_func.compiling.fusing import fused
 from tnt_func.data.cursors import BLANK
 from tnt_func.donation import Unchanged, between, consumed, take
@@ -177,6 +178,8 @@ class Transitions:
         step, self._step_name = step_of(unit), f"{unit.phase}_step"
         self._merges = isinstance(step, Compiled) and step.metrics is unit.metrics
         self._step = step.merging if isinstance(step, Compiled) and self._merges else step
+        self._graphs = step if isinstance(step, Compiled) else None
+        self._unseeded = functools.partial(self._step, seeded=False)
         self._hooks = {
             point: links(hook_of(unit, unit.phase, point), f"{self._kind}.on_{unit.phase}_{point}") for point in POINTS
         }
@@ -212,7 +215,7 @@ class Transitions:
     def step(self, state: State, batch: Batch) -> State:
         """The state after the step, its counters and metrics moved, with the step's output."""
         progress = state.progress.of(self.phase)
-        result = self._drawing(state.key, "step", progress.steps, call, self._step_name, self._step, state, batch)
+        result = self._taken(state, batch, progress.steps)
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[0], State):
             raise ContractError(
                 f"{self._step_name} returned {_shown(result)}; a step returns the new state and its output. "
@@ -232,6 +235,15 @@ class Transitions:
         if self._merges or not self._metrics:
             return after.replace(progress=moved, output=output)
         return after.replace(progress=moved, output=output, metrics=self._merged(after, output))
+
+    def _taken(self, state: State, batch: Batch, count: int) -> Any:
+        """What the step returns, seeded where it may draw."""
+        if self._draws and self._graphs is not None and not self._graphs.draws:
+            try:
+                return self._differentiating(call, self._step_name, self._unseeded, state, batch)
+            except Unseeded:
+                pass
+        return self._drawing(state.key, "step", count, call, self._step_name, self._step, state, batch)
 
     def block(self, state: State, batches: Sequence[Batch]) -> Iterator[State]:
         """The states at the ends of steps that run as one, hooks included; only the last of them is whole."""

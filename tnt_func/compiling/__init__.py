@@ -26,4 +26,5 @@ from tnt_func.compiling.steps import Compiled as Compiled
 from tnt_func.compiling.steps import FallbackWarning as FallbackWarning
 from tnt_func.compiling.steps import OnCompile as OnCompile
 from tnt_func.compiling.steps import RecompilationWarning as RecompilationWarning
+from tnt_func.compiling.steps import Unseeded as Unseeded
 from tnt_func.compiling.units import compiled as compiled

@@ -38,6 +38,10 @@ class FallbackWarning(UserWarning):
     """A step could not be compiled and runs as it is, as `fallback=True` allows."""
 
 
+class Unseeded(Exception):
+    """A step that drew nothing so far would draw, and was called without seeding."""
+
+
 @dataclass(frozen=True)
 class Compilation:
     """One compilation of a step.
@@ -114,16 +118,26 @@ class Compiled:
         """The same step, writing the new params and opt_state over those that it is given."""
         return self if self.donates else replace(self, donates=True, memo=Memo())
 
-    def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
-        """The new state and the output; metrics are left alone, as by any step."""
-        by = self._by_gradients(state)
-        return self._stepped(state, batch, False) if by is None else by(state, batch)
+    @property
+    def draws(self) -> bool:
+        """Whether it may draw random numbers: until it is compiled, and then where a graph does."""
+        plans = [plan for those in self.memo.plans.values() for plan in those]
+        return not plans or bool(self.memo.refused) or any(plan.draws for plan in plans)
 
-    def merging(self, state: State, batch: Batch) -> tuple[State, Output]:
+    def __call__(self, state: State, batch: Batch, *, seeded: bool = True) -> tuple[State, Output]:
+        """The new state and the output; metrics are left alone, as by any step.
+
+        Raises:
+            Unseeded: `seeded` is False, and the graph, which is new, draws random numbers.
+        """
+        by = self._by_gradients(state)
+        return self._stepped(state, batch, False, seeded) if by is None else by(state, batch)
+
+    def merging(self, state: State, batch: Batch, *, seeded: bool = True) -> tuple[State, Output]:
         """The new state, the step's own metrics merged in, and the output."""
         by = self._by_gradients(state)
         if by is None:
-            return self._stepped(state, batch, bool(self.metrics))
+            return self._stepped(state, batch, bool(self.metrics), seeded)
         return self._with_metrics(*by(state, batch), bool(self.metrics))
 
     def _by_gradients(self, state: State) -> Step | None:
@@ -150,7 +164,7 @@ class Compiled:
             )
         return found
 
-    def _stepped(self, given: State, batch: Batch, merges: bool) -> tuple[State, Output]:
+    def _stepped(self, given: State, batch: Batch, merges: bool, seeded: bool) -> tuple[State, Output]:
         if self.memo.refused:
             return self._as_it_is(given, batch, merges)
         state = separated(given)[0] if self.donates else given
@@ -161,7 +175,11 @@ class Compiled:
                 raise
             warnings.warn(f"{self.phase}_step runs as it is, for {error}", FallbackWarning, stacklevel=3)
             self.memo.refused.append(str(error))
+            if not seeded:
+                raise Unseeded from error
             return self._as_it_is(given, batch, merges)
+        if not seeded and plan.draws:
+            raise Unseeded
         if not self.donates:
             return self._put(state, plan.run(leaves))
         try:

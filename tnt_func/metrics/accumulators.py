@@ -244,7 +244,8 @@ def last(name: str) -> Metric:
     return Metric(lambda: Last(_scalar(float("nan")), torch.tensor(False)), of, elementwise=True)
 
 
-def _scalar(number: float | torch.SymInt) -> Tensor:
+def _scalar(number: Any) -> Tensor:
+    """A number, or in a graph a size that may vary, as float64 []."""
     return torch.scalar_tensor(number, dtype=torch.float64)
 
 
