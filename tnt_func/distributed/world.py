@@ -57,6 +57,8 @@ class World:
         if isinstance(error, Exception) and "TORCHELASTIC_ERROR_FILE" in os.environ:
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+            if isinstance(error, RankError):
+                time.sleep(1)  # The first error is another rank's, and torchrun tells them apart by whole seconds.
             get_error_handler().record_exception(error)
         dist.destroy_process_group()
 

@@ -41,6 +41,7 @@ def checked(unit: U) -> U:
         >>> from tnt_func.rng import key
         >>> from tnt_func.runs import train
         >>> from tnt_func.state import State
+        >>> from tnt_func.unit import TrainUnit
         >>> seen = []
         >>> def train_step(state, batch):
         ...     seen.append(batch)
