@@ -27,3 +27,14 @@ def test_compilations_are_told_while_they_happen(capsys: pytest.CaptureFixture[s
         r"compiling train_step \.\.\. again: batch was float32\[2\] and is float32\[2, 2\]\n",
         seen[1],
     )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_is_told_without_being_asked(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    unit = tnt.compiled(tnt.TrainUnit(train_step=lambda state, batch: (state, {"loss": batch})), backend="aot_eager")
+    tnt.train(unit, tnt.State(params=torch.tensor(0.0), key=tnt.key(0)), [torch.ones(2)], max_epochs=1)
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"compiling train_step \.\.\.\ncompiled train_step in \d+\.\d s\n" if terminal else "", told)

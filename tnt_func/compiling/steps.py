@@ -64,6 +64,8 @@ class Compilation:
 
 
 OnCompile: TypeAlias = Callable[[Compilation], None]
+listeners: list[OnCompile] = []
+"""Called where a step has no `on_compile` of its own; `tnt_func.observers` has one here, which tells a terminal."""
 Form: TypeAlias = Literal["auto", "step", "gradients"]
 
 
@@ -92,7 +94,7 @@ class Compiled:
         donates: whether the new params and opt_state are written over the old ones.
         backend, options: see `compiled`.
         fallback: whether a step that cannot be compiled runs as it is.
-        on_compile: called before and after each compilation.
+        on_compile: called before and after each compilation; None is `listeners`.
         memo: what was compiled.
     """
 
@@ -244,8 +246,7 @@ class Compiled:
                 RecompilationWarning,
                 stacklevel=4,
             )
-        if self.on_compile is not None:
-            self.on_compile(compilation)
+        self._tell(compilation)
         with rng.preserved(), explained(name, self.step):
             plan = Plan(
                 lambda parts: self._inside(state, parts, merges),
@@ -258,9 +259,12 @@ class Compiled:
         record_compilation(f"{name}: {reason or 'compiled for the first time'}")
         done = replace(compilation, done=True)
         self.memo.done.append(done)
-        if self.on_compile is not None:
-            self.on_compile(done)
+        self._tell(done)
         return plan
+
+    def _tell(self, compilation: Compilation) -> None:
+        for tell in listeners if self.on_compile is None else (self.on_compile,):
+            tell(compilation)
 
     def _check(self, name: str, parts: Parts) -> None:
         for part, tree in parts.items():

@@ -39,7 +39,8 @@ def compiled(
             faster and other numbers than the step as it was.
         fallback: whether a step that cannot be compiled runs as it is, with a warning that says why, instead of
             raising.
-        on_compile: called with a `Compilation` before and after each: `tnt.observers.compilations()` prints them.
+        on_compile: called with a `Compilation` before and after each. Without it both are told on the standard error,
+            as by `tnt.observers.compilations()`, where that is a terminal.
 
     Raises:
         ContractError: at the first step, where it looks at values, or reads `key`, `progress` or a foreign slot.

@@ -13,12 +13,15 @@ import time
 from typing import Any
 
 from tnt_func.compiling import Compilation, OnCompile
+from tnt_func.compiling.steps import listeners
 from tnt_func.types import typed
 
 
 @typed
 def compilations(*, file: Any = None) -> OnCompile:
     """What `tnt.compiled(unit, on_compile=...)` calls, printing a line before each compilation and one after it.
+
+    A unit that is given nothing to call has this one where the standard error is a terminal.
 
     Args:
         file: written to; None is the standard error of the moment, which keeps a run's own output apart.
@@ -39,3 +42,14 @@ def compilations(*, file: Any = None) -> OnCompile:
         print(line, file=sys.stderr if file is None else file, flush=True)
 
     return printing
+
+
+_to_a_terminal = compilations()
+
+
+def _tell(compilation: Compilation) -> None:
+    if sys.stderr.isatty():
+        _to_a_terminal(compilation)
+
+
+listeners.append(_tell)
