@@ -19,7 +19,7 @@ from typing import Any
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 import torch  # noqa: E402
-from step import CASES, LR, ROUNDS, Batch, images, imperative, mlp  # noqa: E402
+from step import CASES, LR, ROUNDS, Batch, images, imperative, interleaved, mlp  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
@@ -186,12 +186,7 @@ def compare(case: str) -> None:
         runs[name](2)
         first[name] = time.process_time() - start
         runs[name](steps)
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs)
-    for _ in range(ROUNDS):
-        for name in order:
-            taken[name].append(runs[name](steps) / steps)
-        order = order[1:] + order[:1]
+    taken = interleaved(runs, steps)
     imperatives = [
         min(pair) for pair in zip(taken["imperative, fused"], taken["imperative, fused, torch.compile"], strict=True)
     ]

@@ -254,17 +254,23 @@ def made(case: str, name: str) -> Run:
 BY_HAND = "tnt.step by hand, adamw"
 
 
-def compare(case: str, names: Iterable[str]) -> None:
-    steps = {**CASES, **LEAVES}[case][2]
-    runs = {name: made(case, name) for name in names}
-    for run in runs.values():
-        run(steps)
+def interleaved(runs: dict[str, Run], steps: int) -> dict[str, list[float]]:
+    """Seconds a step of every round, in which all take their turn, each time in another order."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
     for _ in range(ROUNDS):
         for name in order:
             taken[name].append(runs[name](steps) / steps)
         order = order[1:] + order[:1]
+    return taken
+
+
+def compare(case: str, names: Iterable[str]) -> None:
+    steps = {**CASES, **LEAVES}[case][2]
+    runs = {name: made(case, name) for name in names}
+    for run in runs.values():
+        run(steps)
+    taken = interleaved(runs, steps)
     print(f"\n{case} ({ROUNDS} rounds of {steps} steps)")
     base = taken["imperative, fused"]
     for name, seconds in taken.items():

@@ -17,6 +17,7 @@ BUILTINS = {
     "DataError": ValueError,
     "ResumeError": errors.DataError,
     "CheckpointError": OSError,
+    "RankError": RuntimeError,
     "LawError": AssertionError,
     "MissingExtraError": ImportError,
 }

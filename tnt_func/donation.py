@@ -106,6 +106,22 @@ def take(state: State) -> None:
         state.__dict__.pop(name, None)
 
 
+def take_consumed(given: State, *others: State) -> None:
+    """`take` from a state that a step was given, if it has consumed it, and from others that hold the same tensors.
+
+    Example:
+        >>> state, same = State(params=1.0, key=key(0)), State(params=1.0, key=key(0))
+        >>> take_consumed(state, same)
+        >>> spend(state)
+        >>> take_consumed(state, same)
+        >>> "params" in same.__dict__
+        False
+    """
+    if consumed(given):
+        for state in (given, *others):
+            take(state)
+
+
 def between(state: State, **changes: Any) -> State:
     """What is there of a state between two steps that run as one block: counters, metrics, output; the rest raises.
 

@@ -64,6 +64,10 @@ class CheckpointError(TntError, OSError):
     """A checkpoint could not be written, or is missing, incomplete or damaged."""
 
 
+class RankError(TntError, RuntimeError):
+    """A process has not joined the others, has left them, or does something else than they do."""
+
+
 class LawError(TntError, AssertionError):
     """A unit, callback, metric or observer breaks one of the laws (`tnt_func.testing`)."""
 

@@ -42,7 +42,7 @@ from functools import partial
 from typing import Any
 
 from tnt_func.data.cursors import Cursor, describe
-from tnt_func.donation import between, consumed, take
+from tnt_func.donation import between, consumed, take_consumed
 from tnt_func.errors import DataError, UsageError, call
 from tnt_func.events import Event
 from tnt_func.state import State
@@ -156,18 +156,16 @@ class Run:
         """The state after a train step; those it consumed can be read no more."""
         self._given = state
         after = unit.step(state, batch)
-        if self._donates and consumed(state):
-            take(state)
-            take(self.last)
+        if self._donates:
+            take_consumed(state, self.last)
         return after
 
     def block(self, unit: Transitions, state: State, batches: Sequence[Batch]) -> Iterator[State]:
         """The states at the ends of steps that run as one."""
         self._given = state
         inner = unit.block(state, batches)
-        if self._donates and consumed(state):
-            take(state)
-            take(self.last)
+        if self._donates:
+            take_consumed(state, self.last)
         return inner
 
     def done(self, point: Any, state: State, batch: Batch = None) -> Event:

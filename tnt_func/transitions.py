@@ -28,7 +28,7 @@ from tnt_func.arguments import expects
 from tnt_func.compiling import Compiled, Unseeded
 from tnt_func.compiling.fusing import fused
 from tnt_func.data.cursors import BLANK
-from tnt_func.donation import Unchanged, between, consumed, take
+from tnt_func.donation import Unchanged, between, take_consumed
 from tnt_func.errors import ContractError, StructureError, UsageTypeError, call, kind_of
 from tnt_func.state import State
 from tnt_func.types import Batch, Output, Phase, typed
@@ -124,9 +124,7 @@ def step(unit: PhaseUnit, state: State, batch: Batch) -> State:
     run = Transitions(unit)
     begun = run.hooks("step_start", state)
     after = run.hooks("step_end", run.step(begun, batch)).replace(output=None)
-    if consumed(begun):
-        take(state)
-        take(begun)
+    take_consumed(begun, state)
     return after
 
 
@@ -242,7 +240,7 @@ class Transitions:
             try:
                 return self._differentiating(call, self._step_name, self._unseeded, state, batch)
             except Unseeded:
-                pass
+                pass  # The graph is new, and draws: the same again, seeded.
         return self._drawing(state.key, "step", count, call, self._step_name, self._step, state, batch)
 
     def block(self, state: State, batches: Sequence[Batch]) -> Iterator[State]:

@@ -23,7 +23,7 @@ from tnt_func.distributed.resuming import checkpointer as checkpointer
 from tnt_func.distributed.resuming import resume as resume
 from tnt_func.distributed.shards import gather as gather
 from tnt_func.distributed.shards import shard as shard
-from tnt_func.distributed.world import RankError as RankError
 from tnt_func.distributed.world import World as World
 from tnt_func.distributed.world import init as init
 from tnt_func.distributed.world import mesh as mesh
+from tnt_func.errors import RankError as RankError

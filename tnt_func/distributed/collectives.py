@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tnt_func.distributed.world import RankError, Ranks, together
+from tnt_func.distributed.world import Ranks, together
+from tnt_func.errors import RankError
 
 POINTS = (
     "train step",

@@ -21,14 +21,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
-from tnt_func.errors import TntError, UsageError
+from tnt_func.errors import RankError, TntError, UsageError
 from tnt_func.types import typed
 
 R = TypeVar("R")
-
-
-class RankError(TntError, RuntimeError):
-    """A process has not joined the others, has left them, or does something else than they do."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
+from tnt_func.arguments import expects
 from tnt_func.errors import UsageError
 from tnt_func.observers.measures import Pace, Totals
 from tnt_func.state import State
-from tnt_func.transitions import expects, prepare, step
+from tnt_func.transitions import prepare, step
 from tnt_func.types import Batch, typed
 from tnt_func.unit import EvalUnit, PredictUnit, TrainUnit
 
