@@ -1,6 +1,7 @@
 """`supervised` and `minimize`: AutoUnit's core, as a composition."""
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 import tnt_func as tnt
 from tnt_func import optim, pytree
+from tnt_func.errors import DataError
 from tnt_func.testing import check_unit
 
 Batch = tuple[Tensor, Tensor]
@@ -96,6 +98,36 @@ def test_the_loss_is_the_mean_over_samples_whatever_the_accumulation():
     unit, state = tnt.supervised(module, F.cross_entropy, optimizer, key=tnt.key(0))
     state = tnt.train(unit.train_unit, state, data, max_epochs=1)
     assert float(tnt.metrics.compute(state, "train")["loss"]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ({"image": torch.ones(2, 3), "label": torch.tensor([0, 1])}, "a dict of 2: ['image', 'label']"),
+        (torch.ones(2, 3), "a Tensor [2, 3]"),
+        ((torch.ones(2, 3), torch.tensor([0, 1]), torch.ones(2)), "a tuple of 3"),
+    ],
+    ids=["mapping", "tensor", "three"],
+)
+def test_a_batch_that_is_no_pair_is_refused_and_not_taken_apart(batch: Any, said: str):
+    """Two keys, and two rows, are a pair to Python."""
+    unit, state = tnt.supervised(network(), F.cross_entropy, optim.sgd(0.1), key=tnt.key(0))
+    with pytest.raises(DataError, match=re.escape(said)):
+        tnt.train(unit.train_unit, state, [batch], max_epochs=1)
+    with pytest.raises(DataError, match=re.escape(said)):
+        tnt.evaluate(unit.eval_unit, state, [batch])
+
+
+def test_prediction_takes_inputs_alone_in_a_tuple_and_no_row_of_a_tensor():
+    module = network()
+    unit, state = tnt.supervised(module, F.cross_entropy, optim.sgd(0.1), key=tnt.key(0))
+    assert unit.predict_unit is not None
+    inputs = torch.ones(5, 3)
+    for batch in ((inputs,), [inputs, torch.zeros(5)]):
+        assert torch.equal(tnt.predict(unit.predict_unit, state, [batch])[1][0], module(inputs).detach())
+    for batch in (inputs, {"x": inputs}, ()):
+        with pytest.raises(DataError, match=r"its batches are \(inputs, targets\) or \(inputs,\)"):
+            tnt.predict(unit.predict_unit, state, [batch])
 
 
 def test_a_none_batch_ends_no_epoch():

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tnt_func import pytree as trees
 from tnt_func import rng
 from tnt_func.descent import minimize
+from tnt_func.errors import DataError, kind_of
 from tnt_func.metrics import Metric, mean
 from tnt_func.model import Model, Trainable, from_module
 from tnt_func.optim import Optimizer
@@ -52,7 +53,7 @@ def supervised(
 
     Steps give the output `loss`, `num_samples` (the first dimension of the first input) and every score; the epoch's
     metrics are their means over samples. Where there is a `Metric`, which need not be a mean, they also give the
-    module's `output` and the `targets` that it reads. Prediction gives what the module gives.
+    module's `output` and the `targets` that it reads. Prediction gives what the module gives, of `(inputs,)` too.
 
     Args:
         module: copied, never written to; see `tnt_func.model.from_module`.
@@ -65,6 +66,7 @@ def supervised(
 
     Raises:
         UsageError, UsageTypeError: as `from_module`.
+        DataError: out of the run, where a batch is something else.
 
     Example:
         >>> from tnt_func import optim
@@ -88,7 +90,7 @@ def supervised(
         return state, judged.judge(state.params, state.buffers, batch, train=False)[0]
 
     def predict_step(state: State, batch: Batch) -> tuple[State, Output]:
-        return state, judged.forward(state.params, state.buffers, _on(device, batch)[0], train=False)[0]
+        return state, judged.forward(state.params, state.buffers, _inputs(_on(device, batch)), train=False)[0]
 
     unit = FitUnit(
         train_unit=TrainUnit(train_step=minimize(judged, optimizer), metrics=accumulated),
@@ -121,7 +123,7 @@ class Supervised:
 
     def judge(self, params: PyTree, buffers: PyTree, batch: Batch, *, train: bool) -> tuple[dict[str, Any], PyTree]:
         """Every score of a batch with its number of samples, and the new buffers."""
-        inputs, targets = _on(self.device, batch)
+        inputs, targets = _pair(_on(self.device, batch))
         result, buffers = self.forward(params, buffers, inputs, train=train)
         scores = {name: score(result, targets) for name, score in self.scores.items()}
         seen = {"output": result, "targets": targets} if self.shows else {}
@@ -134,6 +136,33 @@ class Supervised:
         if isinstance(inputs, (tuple, list)):
             return self.model.apply(params, buffers, *inputs, train=train)
         return self.model.apply(params, buffers, inputs, train=train)
+
+
+def _pair(batch: Batch) -> tuple[Any, Any]:
+    """Its inputs and targets; a mapping of two, or a tensor, would come apart as well, into its keys or its rows."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise DataError(_NO_PAIR.format(_given(batch), "(inputs, targets)"))
+    return batch[0], batch[1]
+
+
+def _inputs(batch: Batch) -> Any:
+    """Those that are predicted on."""
+    if not isinstance(batch, (tuple, list)) or not batch:
+        raise DataError(_NO_PAIR.format(_given(batch), "(inputs, targets) or (inputs,)"))
+    return batch[0]
+
+
+_NO_PAIR = (
+    "a step of supervised(...) was given a batch that is {}; its batches are {}. Let the data give these, by a "
+    'collate_fn or a map: lambda batch: (batch["image"], batch["label"]). Several inputs are a tuple or a mapping in '
+    "the place of one; for other batches write an objective for tnt.minimize."
+)
+
+
+def _given(batch: Batch) -> str:
+    if isinstance(batch, (tuple, list, Mapping)):
+        return f"{kind_of(batch)} of {len(batch)}" + (f": {list(batch)}" if isinstance(batch, Mapping) else "")
+    return f"{kind_of(batch)} {list(batch.shape)}" if isinstance(batch, Tensor) else kind_of(batch)
 
 
 def _samples(inputs: Any) -> int:

@@ -112,7 +112,8 @@ def train(
     Raises:
         UsageError, UsageTypeError, ResumeError: an argument cannot work; nothing has run.
         ContractError, StructureError: the step or a hook returned the wrong thing.
-        DataError: the data is empty, used up, or shorter than the state's position.
+        DataError: the data is used up, shorter than the state's position, or has no batch where `max_steps` alone ends
+            the run. With `max_epochs`, an epoch without a batch is one: see `observers.warn_on_empty_data`.
 
     Example:
         >>> unit = TrainUnit(train_step=lambda state, batch: (state.replace(params=state.params + batch), {}))
