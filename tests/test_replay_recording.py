@@ -90,6 +90,14 @@ def test_a_damaged_line_or_one_written_twice_is_refused(tmp_path: Path):
             Record.read(tmp_path)
 
 
+def test_a_line_of_another_program_is_not_cut_as_a_torn_one_is(tmp_path: Path):
+    path = tmp_path / "record.jsonl"
+    path.write_bytes(b'{"loss": 1}\n')
+    with pytest.raises(CheckpointError, match="line 1 of .* is damaged"):
+        trained(tmp_path)
+    assert path.read_bytes() == b'{"loss": 1}\n'
+
+
 def test_going_back_cuts_what_comes_after_and_says_so(tmp_path: Path):
     trained(tmp_path, **CADENCE)
     like = tnt.prepare(TRAIN, START, [COUNTING])

@@ -310,6 +310,22 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
         report(3)  # pyright: ignore
     with pytest.raises(UsageError, match=r"the steps of a run never fall"):
         report([*ensemble(), *ensemble()])
+    with pytest.raises(UsageTypeError, match="several runs one by one"):
+        report([tmp_path])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match=r"which is a directory; .* Write path='.*report\.html'"):
+        report(ensemble(), path=tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_that_has_no_row_yet_and_the_record_of_another_program_are_no_report(tmp_path: Path):
+    record = tmp_path / "record.jsonl"
+    record.write_bytes(b"")
+    with pytest.raises(UsageError, match="has no rows of a run yet"):
+        report(tmp_path, path=tmp_path / "report.html")
+    for text in (b'{"loss": 1}\n', b'{"loss": 1}\n{"loss": 2}\n'):
+        record.write_bytes(text)
+        with pytest.raises(CheckpointError, match=r"line 1 of .* is damaged: .* record to another directory"):
+            report(tmp_path, path=tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 

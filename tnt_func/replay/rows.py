@@ -125,7 +125,7 @@ class Record:
         """The record of a directory.
 
         Raises:
-            CheckpointError: there is none, or a line other than the last is damaged.
+            CheckpointError: there is none, or a whole line is damaged.
         """
         directory = Path(directory)
         try:
@@ -136,16 +136,16 @@ class Record:
                 "observers=[tnt.replay.record(directory)]."
             ) from error
         rows, ends, end = list[Row](), list[int](), 0
-        for number, line in enumerate(lines := text.splitlines(keepends=True), 1):
+        for number, line in enumerate(text.splitlines(keepends=True), 1):
             end += len(line)
             try:
                 rows.append(_row(line))
             except (ValueError, TypeError) as error:
-                if number == len(lines):
-                    break
+                if not line.endswith(b"\n"):
+                    break  # The last one, torn.
                 raise CheckpointError(
                     f"line {number} of {directory / ROWS} is damaged: {error}. A record is replayed from the rows that "
-                    "were written; restore the file from a backup."
+                    "were written; restore the file from a backup, or record to another directory."
                 ) from error
             ends.append(end)
         _check_order(directory, rows)

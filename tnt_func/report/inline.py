@@ -69,7 +69,9 @@ def plot(run: str | os.PathLike[str] | Sequence[Any], *metrics: str) -> Plot:
     known = {one.chart: one.group for one in series}
     chosen = metrics or tuple(name for name, group in known.items() if group not in (*MEASURED, HYPERPARAMETERS))
     if missing := [name for name in chosen if name not in known]:
-        raise UsageError(f"plot(..., {', '.join(map(repr, missing))}) was given; the run has {', '.join(known)}.")
+        raise UsageError(
+            f"plot(..., {', '.join(map(repr, missing))}) was given; the run has {', '.join(known)}. Write one of these."
+        )
     charts = [_chart(name, [one for one in series if one.chart == name]) for name in chosen]
     return Plot(chosen, f'<div style="display:flex;flex-wrap:wrap;gap:12px 20px">{"".join(charts)}</div>')
 

@@ -68,7 +68,7 @@ def report(
         The path.
 
     Raises:
-        UsageError: no run is given, a directory has nothing of a run, or names do not match.
+        UsageError: no run is given, a directory has nothing of a run, names do not match, or the path is a directory.
         CheckpointError: a record is damaged.
 
     Example:
@@ -87,6 +87,11 @@ def report(
     shown = _names(runs, names)
     read_runs = [read(source, name) for source, name in zip(runs, shown, strict=True)]
     path = Path(path)
+    if path.is_dir():
+        raise UsageError(
+            f"path={str(path)!r} was given, which is a directory; a report is one file. Write "
+            f"path={str(path / 'report.html')!r}."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(read_runs, title), encoding="utf-8")
     return path

@@ -103,10 +103,10 @@ def _directory(path: Path, name: str) -> Run:
     saved = [found for folder in (path, path / CHECKPOINTS) for found in checkpoints(folder)]
     if record is not None:
         sources[path / ROWS] = list(_of_record(record))
-    if not sources and not saved:
+    if not any(sources.values()) and not saved:
         raise UsageError(
-            f"{path} has no rows of a run: no {ROWS}, no file of jsonl_writer or csv_writer, and no checkpoints. Give "
-            "the directory that holds them."
+            f"{path} has no rows of a run yet: none in {ROWS} or in a file of jsonl_writer or csv_writer, and no "
+            "checkpoints. Give the directory that holds them."
         )
     places = [row[:2] for rows in sources.values() for row in rows[-1:]] + [place(found)[:2] for found in saved]
     steps, epochs = max(places, default=(0, 0))

@@ -129,7 +129,8 @@ def collected(rows: Iterable[Row]) -> list[Series]:
             step, phase, kind, metrics = row.step, row.phase, row.kind, row.metrics.items()
         except AttributeError as error:
             raise UsageTypeError(
-                f"row {number} is {kind_of(row)}; a row has step, epoch, phase, kind and metrics. Give a History."
+                f"row {number} is {kind_of(row)}; a row has step, epoch, phase, kind and metrics. Give a History, "
+                "or several runs one by one: report(first, second)."
             ) from error
         if step < last:
             raise UsageError(
