@@ -14,6 +14,7 @@ Example:
 """
 
 from tnt_func.distributed.agreement import agreed as agreed
+from tnt_func.distributed.batchnorm import sync_batchnorm as sync_batchnorm
 from tnt_func.distributed.checkpoints import consolidate as consolidate
 from tnt_func.distributed.checkpoints import restore as restore
 from tnt_func.distributed.checkpoints import save as save

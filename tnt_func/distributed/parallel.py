@@ -34,7 +34,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from tnt_func import pytree as trees
 from tnt_func import rng
-from tnt_func.descent import Differentiate, Objective, Slope
+from tnt_func.descent import Descent, Differentiate, Objective, Slope
+from tnt_func.distributed.batchnorm import Begun, check_same, checksums, synchronised
 from tnt_func.distributed.collectives import Exchange, Scalars, Sums
 from tnt_func.distributed.outputs import Sharing, averaged, check_rows, joined, of_step
 from tnt_func.distributed.shards import PartSums, dimension_of, gather, is_laid_out, laid_like, settled, settled_like
@@ -47,7 +48,7 @@ from tnt_func.transforms.seams import Around, on_descent, on_train_step
 from tnt_func.types import Batch, Generator, Output, Phase, PyTree, typed
 from tnt_func.unit import EvalUnit, FitUnit, Hook, PredictUnit, TrainUnit, hook_of, parts, step_of, then
 
-Combine = Literal["mean"]
+Combine = Literal["mean", "synchronised"]
 U = TypeVar("U", TrainUnit, EvalUnit, PredictUnit, FitUnit)
 
 
@@ -80,11 +81,15 @@ def data_parallel(
         merged: metrics that each rank takes of its own output, to be merged over ranks by their own monoid. The output
             then has their accumulators and no rows: for logits too many to be sent around.
         buffers: "mean" takes the weighted mean over ranks of floating buffers that a step changes, BatchNorm's
-            averages; whole numbers are the same on each. Without it, changing buffers is an error.
+            averages; whole numbers are the same on each. "synchronised" is for those of `sync_batchnorm`, which are
+            the same already, and are compared once an epoch; ranks' objectives are then differentiated as one. Without
+            either, changing buffers is an error.
 
     Raises:
-        UsageError: the step is not made by `minimize`, a metric is not there.
-        ContractError: at a step, where the output has no weight or what is neither number nor rows, or buffers change.
+        UsageError: the step is not made by `minimize`, or takes micro-batches that were to be synchronised; a metric is
+            not there.
+        ContractError: at a step, where the output has no weight or what is neither number nor rows, or buffers change,
+            or are not the same.
         RankError: at a step, where ranks are at different points, or one has left.
 
     Example:
@@ -120,16 +125,18 @@ def _parallel(unit: Any, ranks: Ranks, weight: str, summed: Sequence[str], merge
         name: Metric(metric.empty, of_step(name)) if name in own else metric for name, metric in unit.metrics.items()
     }
     if isinstance(unit, TrainUnit):
-        unit = on_descent(
-            unit,
-            "data_parallel",
-            lambda descent: replace(
-                descent, differentiate=Averaged(descent.differentiate, sharing, buffers, unit.draws)
-            ),
-        )
+
+        def averaging(descent: Descent) -> Descent:
+            own = descent.differentiate
+            if buffers == "synchronised":
+                own = synchronised(own, sharing)
+            return replace(descent, differentiate=Averaged(own, sharing, buffers, unit.draws))
+
+        unit = on_descent(unit, "data_parallel", averaging)
         unit = on_train_step(unit, Placed)
     else:
-        around = Whole(step_of(unit), sharing, unit.phase, unit.draws)
+        step = Begun(step_of(unit), ranks, unit.phase) if buffers == "synchronised" else step_of(unit)
+        around = Whole(step, sharing, unit.phase, unit.draws)
         unit = replace(unit, **{f"{unit.phase}_step": around})
     if ranks.size == 1:
         return replace(unit, metrics=metrics)
@@ -187,10 +194,13 @@ class Averaged:
         moved = [buffers[place] for place in places]
         # A parameter has a gradient where any rank has found one.
         found = _as_words([grad is not None for grad in grads])
+        whole = self.buffers == "synchronised"
+        seen = checksums(state, slope.buffers) if whole else {}
         values = [weight, slope.value, *entries.numbers.values()]
-        scalars = Scalars(ranks, "train step", state.progress.train.steps, found, values)
-        sums = _summing(ranks, [*grads, *moved], [*here.leaves, *moved], weight)
+        scalars = Scalars(ranks, "train step", state.progress.train.steps, [*found, *seen.values()], values)
+        sums = _summing(ranks, [*grads, *moved], [*here.leaves, *moved], 1 if whole else weight)
         words, numbers = scalars.wait()
+        check_same([*seen], [each[len(found) :] for each in words])
         means = sums(numbers[:, 0].sum())
         for place, mean in zip(places, means[len(grads) :], strict=True):
             buffers[place] = mean
@@ -205,7 +215,7 @@ class Averaged:
 
     def _changed(self, before: PyTree, after: PyTree) -> list[int]:
         """The places of the buffers that are to be averaged."""
-        if after is before:
+        if after is before or self.buffers == "synchronised":
             return []
         old, new = trees.leaves(before), trees.leaves(after)
         changed = [place for place, (a, b) in enumerate(zip(old, new, strict=True)) if a is not b]
@@ -216,7 +226,8 @@ class Averaged:
             raise ContractError(
                 f"the step changes state.buffers{paths[moved[0]]}, and every rank has seen another part of the batch; "
                 'how they become one is to be said. Write data_parallel(unit, mesh, buffers="mean") for the weighted '
-                "mean over ranks, or put layers that keep averages in eval mode."
+                'mean over ranks, buffers="synchronised" where sync_batchnorm made the module, or put layers that keep '
+                "averages in eval mode."
             )
         return []
 
