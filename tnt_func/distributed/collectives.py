@@ -26,6 +26,7 @@ POINTS = (
     "replicate",
     "shapes of rows",
     "checkpoint",
+    "check_ranks",
 )
 ROOM = 64
 """Numbers in the first message of an exchange."""

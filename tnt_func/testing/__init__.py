@@ -28,6 +28,7 @@ from tnt_func.testing.grammar import check_events as check_events
 from tnt_func.testing.grammar import check_grammar as check_grammar
 from tnt_func.testing.oracle import check_oracle as check_oracle
 from tnt_func.testing.pipelines import check_pipeline as check_pipeline
+from tnt_func.testing.ranks import check_ranks as check_ranks
 from tnt_func.testing.resume import check_resume as check_resume
 from tnt_func.testing.runs import check_determinism as check_determinism
 from tnt_func.testing.runs import check_evaluation as check_evaluation

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch.distributed.device_mesh import DeviceMesh
+
 from tnt_func.arguments import expects
+from tnt_func.distributed.world import Ranks
 from tnt_func.errors import UsageError
 from tnt_func.events import Observer
 from tnt_func.state import State
@@ -11,6 +14,7 @@ from tnt_func.testing.calls import check_purity, check_structure
 from tnt_func.testing.case import Case
 from tnt_func.testing.composition import check_composition, check_metric
 from tnt_func.testing.grammar import check_grammar
+from tnt_func.testing.ranks import check_ranks, share_errors
 from tnt_func.testing.resume import check_resume
 from tnt_func.testing.runs import check_determinism, check_evaluation, check_observers
 from tnt_func.unit import Callback, EvalUnit, FitUnit, PredictUnit, TrainUnit, Unit, attach, parts
@@ -25,6 +29,7 @@ def check_unit(
     eval_batches: Any = None,
     callbacks: Sequence[Callback] = (),
     observers: Sequence[Observer] = (),
+    mesh: DeviceMesh | None = None,
     **options: Any,
 ) -> None:
     """Every law that applies to a unit, its metrics and its callbacks, one after another.
@@ -40,6 +45,8 @@ def check_unit(
         eval_batches: likewise, of a FitUnit's evaluations and predictions; `batches`, if not given.
         callbacks: attached to the unit, in order.
         observers: tried with the unit; closed at the end.
+        mesh: of several processes, each of which calls this with the unit of one process and the same data. The laws
+            are tried on every rank, then `check_ranks` compares them; what one rank finds is an error on all.
         options: what else the entry point takes: `max_epochs`, `max_steps`, `evaluate_every_n_steps` and so on. Without
             a limit, two epochs more than the state has.
 
@@ -60,6 +67,15 @@ def check_unit(
           state.params: 2 of 2 elements differ, by at most 0.5
         ...
     """
+    if mesh is not None:
+        run = {"eval_batches": eval_batches, "callbacks": callbacks, **options}
+        error: Exception | None = None
+        try:
+            check_unit(unit, state, batches, observers=observers, **run)
+        except Exception as found:
+            error = found
+        share_errors(Ranks.of(mesh), error)
+        return check_ranks(unit, state, batches, mesh=mesh, **run)
     case = Case.of(unit, state, batches, eval_batches, callbacks, options)
     steps = [event for event in case.events() if event.point == "step_end"]
     if not steps:
