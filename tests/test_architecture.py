@@ -16,7 +16,7 @@ import tnt_func
 
 ROOT = Path(__file__).parent.parent
 MODULES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorted(ROOT.glob("tnt_func/**/*.py"))}
-FLOORS_6_AND_7 = {"checkpoint", "pausing", "replay", "distributed", "report", "observers", "testing"}
+FLOORS_6_AND_7 = {"checkpoint", "pausing", "replay", "distributed", "reports", "observers", "testing"}
 CODE = ("tnt_func", "tests", "property_tests", "examples", "benchmarks")
 OPTIONAL = (
     "hypothesis ignite lightning matplotlib mlflow numpy pandas psutil pyarrow pynvml pytest rich safetensors scipy "

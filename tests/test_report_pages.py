@@ -16,8 +16,8 @@ from report_runs import ensemble, long, recorded
 
 import tnt_func as tnt
 from tnt_func.observers import History, Row
-from tnt_func.report import plot, report
-from tnt_func.report.reading import read
+from tnt_func.reports import plot, report
+from tnt_func.reports.reading import read
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "build" / "report"

@@ -43,8 +43,8 @@ from tnt_func.recipes import supervised as supervised
 from tnt_func.rehearsal import fast_dev_run as fast_dev_run
 from tnt_func.rehearsal import overfit_batches as overfit_batches
 from tnt_func.rehearsal import sanity_check as sanity_check
-from tnt_func.report import plot as plot
-from tnt_func.report import report as report
+from tnt_func.reports import plot as plot
+from tnt_func.reports import report as report
 from tnt_func.rng import Key as Key
 from tnt_func.rng import fold_in as fold_in
 from tnt_func.rng import key as key

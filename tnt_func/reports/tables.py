@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tnt_func.report.comparing import Parting, last_shared
-from tnt_func.report.reading import Run
-from tnt_func.report.series import HYPERPARAMETERS, MEASURED, POINTS, Name, Series, bands
+from tnt_func.reports.comparing import Parting, last_shared
+from tnt_func.reports.reading import Run
+from tnt_func.reports.series import HYPERPARAMETERS, MEASURED, POINTS, Name, Series, bands
 
 DIGESTS, CHECKPOINTS = 50, 50
 """How many of a run are listed."""

@@ -19,10 +19,10 @@ import tnt_func as tnt
 from tnt_func.errors import CheckpointError, UsageError, UsageTypeError
 from tnt_func.observers import History, Row, csv_writer, jsonl_writer
 from tnt_func.replay import Record
-from tnt_func.report import plot, report
-from tnt_func.report.comparing import first_difference
-from tnt_func.report.reading import read
-from tnt_func.report.series import averaged, bands, thinned
+from tnt_func.reports import plot, report
+from tnt_func.reports.comparing import first_difference
+from tnt_func.reports.reading import read
+from tnt_func.reports.series import averaged, bands, thinned
 
 
 def numbers(path: Path) -> dict[str, Any]:
@@ -371,7 +371,7 @@ def test_a_plot_is_of_the_metrics_named(tmp_path: Path):
 
 def test_the_shell_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     from tnt_func.replay.shell import main
-    from tnt_func.report.shell import command
+    from tnt_func.reports.shell import command
 
     recorded(tmp_path / "a")
     monkeypatch.chdir(tmp_path)

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from tnt_func.errors import UsageError
-from tnt_func.report.comparing import Parting, first_difference
-from tnt_func.report.reading import Run, read
-from tnt_func.report.series import HYPERPARAMETERS, POINTS, Band, Series, averaged, bands, thinned
-from tnt_func.report.tables import overview, parting_of, provenance, times
+from tnt_func.reports.comparing import Parting, first_difference
+from tnt_func.reports.reading import Run, read
+from tnt_func.reports.series import HYPERPARAMETERS, POINTS, Band, Series, averaged, bands, thinned
+from tnt_func.reports.tables import overview, parting_of, provenance, times
 from tnt_func.types import typed
 
 POINTS_OF_A_PAGE, POINTS_OF_A_LINE, FEWEST = 80_000, 4_000, 60

@@ -10,6 +10,6 @@ Example:
     True
 """
 
-from tnt_func.report.inline import Plot as Plot
-from tnt_func.report.inline import plot as plot
-from tnt_func.report.page import report as report
+from tnt_func.reports.inline import Plot as Plot
+from tnt_func.reports.inline import plot as plot
+from tnt_func.reports.page import report as report

@@ -1,7 +1,7 @@
 """Where two runs part.
 
 Example:
-    >>> from tnt_func.report.reading import Recorded, read
+    >>> from tnt_func.reports.reading import Recorded, read
     >>> rows = [Recorded(step, 0, "train", "step", {"loss": 1.0}) for step in (1, 2)]
     >>> other = [rows[0], rows[1]._replace(metrics={"loss": 0.5})]
     >>> first_difference(read(rows, "a"), read(other, "b"))
@@ -12,8 +12,8 @@ from itertools import chain
 from typing import NamedTuple
 
 from tnt_func.replay.differing import diff_records
-from tnt_func.report.reading import Run
-from tnt_func.report.series import MEASURED, Series
+from tnt_func.reports.reading import Run
+from tnt_func.reports.series import MEASURED, Series
 
 
 class Parting(NamedTuple):

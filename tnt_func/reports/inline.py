@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from tnt_func.errors import UsageError
-from tnt_func.report.reading import read
-from tnt_func.report.series import HYPERPARAMETERS, MEASURED, Series, bands, thinned
+from tnt_func.reports.reading import read
+from tnt_func.reports.series import HYPERPARAMETERS, MEASURED, Series, bands, thinned
 from tnt_func.types import typed
 
 WIDTH, HEIGHT, POINTS = 300, 110, 400

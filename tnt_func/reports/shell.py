@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tnt_func.report.page import report
+from tnt_func.reports.page import report
 
 
 def command(commands: Any) -> None:

@@ -16,7 +16,7 @@ from tnt_func.checkpoint.listing import checkpoints, place
 from tnt_func.checkpoint.restoring import inspect
 from tnt_func.errors import CheckpointError, UsageError, UsageTypeError, kind_of
 from tnt_func.replay.rows import CHECKPOINTS, ROWS, Record
-from tnt_func.report.series import Row, Series, collected
+from tnt_func.reports.series import Row, Series, collected
 
 FIELDS = ("step", "epoch", "phase", "kind")
 
