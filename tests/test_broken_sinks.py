@@ -82,9 +82,7 @@ SINKS = {
     "console that is closed": lambda directory: console(file=ClosedTerminal()),
     "descriptor that is closed": closed_descriptor,
 }
-# TensorBoard writes in a thread: what it raises there is told twice, once here and once by the thread.
 broken = pytest.mark.parametrize("name", SINKS)
-told_by_its_thread = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 @contextmanager
@@ -98,7 +96,6 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@told_by_its_thread
 @broken
 def test_isolated_the_run_ends_as_ever_with_one_warning(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with full_disk(), caplog.at_level(logging.WARNING):
@@ -107,7 +104,6 @@ def test_isolated_the_run_ends_as_ever_with_one_warning(name: str, tmp_path: Pat
     assert [record.name for record in caplog.records] == ["tnt_func.observers"]
 
 
-@told_by_its_thread
 @broken
 def test_otherwise_it_stops_and_goes_on_from_its_checkpoint(name: str, tmp_path: Path):
     failures: list[Event] = []

@@ -53,22 +53,31 @@ class Lines:
             CheckpointError: it could not be written; nothing of it is left.
         """
         assert self._file is not None
-        try:
-            written, reason = os.write(self._file, line), "the disk is full"
-        except OSError as error:
-            written, reason = 0, error
-        if written != len(line):
-            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
-            raise CheckpointError(
-                f"a line of {self.path} could not be written: {reason}. Make room and resume the run, or train without "
-                "this writer."
-            )
+        append(self._file, line, self.path)
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def append(file: int, content: bytes, path: Path) -> None:
+    """Add to an open file in one write.
+
+    Raises:
+        CheckpointError: it could not be written; nothing of it is left.
+    """
+    try:
+        written, reason = os.write(file, content), "the disk is full"
+    except OSError as error:
+        written, reason = 0, error
+    if written != len(content):
+        os.ftruncate(file, os.fstat(file).st_size - written)
+        raise CheckpointError(
+            f"a row of {path} could not be written: {reason}. Make room and resume the run, or train without this "
+            "writer."
+        )
 
 
 def overwrite(path: Path, content: bytes) -> None:
