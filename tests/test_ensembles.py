@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import tnt_func as tnt
 from tnt_func import callbacks, ensembles, optim, pytree, transforms
 from tnt_func.ensembles import spread, stop_members
-from tnt_func.errors import ContractError, StructureError, UsageError
+from tnt_func.errors import ContractError, DataError, StructureError, UsageError
 from tnt_func.metrics import Metric
 from tnt_func.testing import check_ensemble, check_unit
 
@@ -236,6 +236,13 @@ def test_a_step_that_vmap_does_not_take_is_told_what_to_do():
         tnt.train(tnt.ensemble(unit, 2), tnt.stack([SOME, SOME]), [1], max_epochs=1)
     assert "ensemble(..., loop=True)" in caught.value.__notes__[0]
     tnt.train(tnt.ensemble(unit, 2, loop=True), tnt.stack([SOME, SOME]), [1], max_epochs=1)
+
+
+def test_an_error_that_is_not_of_vmap_is_not_laid_to_it():
+    unit, states = members(optim.sgd(0.1))
+    with pytest.raises(DataError, match="a dict of 1") as caught:
+        tnt.train(tnt.ensemble(unit, 3).train_unit, tnt.stack(states), [{"x": torch.ones(2, 3)}], max_epochs=1)
+    assert not hasattr(caught.value, "__notes__")
 
 
 def test_a_hook_that_returns_no_state_is_named():

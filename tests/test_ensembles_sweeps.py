@@ -68,12 +68,18 @@ def test_the_best_row_is_never_nan():
         Table({"lr": (1,)}, {"lr": [1], "loss": [math.nan]}).best("loss")
 
 
+def trained_only(unit: tnt.FitUnit, state: tnt.State) -> Table:
+    grid = tnt.sweep(unit.train_unit, GRID)
+    return grid.table(tnt.train(grid.unit, grid.start(state), data(), max_epochs=1))
+
+
 WRONG: dict[str, Callable[[], Any]] = {
     "every axis has a value": lambda: tnt.sweep(made()[0], {}),
     "given {'lr': \\[\\]}": lambda: tnt.sweep(made()[0], {"lr": []}),
     "given 2 states, and the sweep has seeds=1": lambda: tnt.sweep(made()[0], GRID).start(made()[1], made()[1]),
     "hyper-parameters are \\['lr', 'weight_decay'\\]": lambda: tnt.sweep(made()[0], {"beta": [1]}).start(made()[1]),
     "follows the schedule": lambda: tnt.sweep(made()[0], GRID).start(made(lr=lambda step: 0.1)[1]),
+    "without metrics of the phase 'eval'; it has those of \\['train'\\]": lambda: trained_only(*made()),
     "of 1 members; the sweep has 6 points": lambda: tnt.sweep(made()[0], GRID).table(tnt.stack([made()[1]])),
     "'accuracy' was asked": lambda: Table({}, {"loss": [1.0]}).grid("accuracy"),
 }

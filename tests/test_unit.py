@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 import tnt_func as tnt
 from tnt_func import unit as units
@@ -64,6 +65,20 @@ def test_a_unit_has_a_step_and_hooks_that_do_nothing_unless_given(phase: Phase):
     assert all(hook_of(unit, phase, point) is identity for point in POINTS)
     state = blank()
     assert identity(state) is state
+
+
+def test_a_unit_shows_what_it_was_made_of_and_neither_defaults_nor_tensors():
+    stop = Callback(name="stop", on_train_end=identity, on_train_step_end=step_end)
+    assert repr(stop) == "Callback(name='stop', on_train_step_end=step_end)"
+    assert repr(FIT) == "FitUnit(train_unit=TrainUnit(train_step=step), eval_unit=EvalUnit(eval_step=step))"
+    module = torch.nn.Linear(1, 1)
+    shown = repr(tnt.supervised(module, torch.nn.functional.mse_loss, tnt.optim.sgd(0.1), key=tnt.key(0))[0])
+    assert "Model(module=Linear(in_features=1, out_features=1, bias=True))" in shown
+    assert "tensor(" not in shown and "identity" not in shown
+
+
+def step_end(state: State) -> State:
+    return state
 
 
 @pytest.mark.parametrize("phase", PHASES)

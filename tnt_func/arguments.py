@@ -67,8 +67,8 @@ _CALLBACK = (
     "on_train_step_end=...), and pass what only watches as observers=[...]."
 )
 _OBSERVER = (
-    "an observer is called with every event. Write lambda event: ..., pass a writer of rows as "
-    "tnt.observers.recorder(writer), and what changes the state as callbacks=[...]."
+    "an observer is called with every event. Write lambda event: ..., or tnt.observers.recorder(writer) for a writer "
+    "of rows, and pass what changes the state as callbacks=[...]."
 )
 
 

@@ -26,7 +26,7 @@ from tnt_func.gradients import value_and_grad
 from tnt_func.optim import Optimizer
 from tnt_func.optim.layout import is_traced
 from tnt_func.state import State, keep
-from tnt_func.types import Batch, Output, PyTree, typed
+from tnt_func.types import Batch, Brief, Output, PyTree, typed
 
 Objective: TypeAlias = Callable[[PyTree, State, Batch], tuple[Tensor, tuple[PyTree, Output]]]
 """`(params, state, batch) -> (value, (buffers, output))`: what a step makes smaller, new buffers, the step's output."""
@@ -99,8 +99,8 @@ def differentiate(objective: Objective, params: PyTree, state: State, batch: Bat
     return Slope(value, buffers, output, grads)
 
 
-@dataclass(frozen=True)
-class Descent:
+@dataclass(frozen=True, repr=False)
+class Descent(Brief):
     """One update of the parameters against the gradient of an objective. Made by `minimize`.
 
     Args:

@@ -16,7 +16,7 @@ Example:
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -55,9 +55,9 @@ class Model:
         dict_keys(['running_mean', 'running_var', 'num_batches_tracked'])
     """
 
-    apply: Apply
-    params: dict[str, Tensor]
-    buffers: dict[str, Tensor]
+    apply: Apply = field(repr=False)
+    params: dict[str, Tensor] = field(repr=False)
+    buffers: dict[str, Tensor] = field(repr=False)
     module: nn.Module
 
 

@@ -29,7 +29,7 @@ from tnt_func.metrics import Metric, mean
 from tnt_func.model import Model, Trainable, from_module
 from tnt_func.optim import Optimizer
 from tnt_func.state import State
-from tnt_func.types import Batch, Output, PyTree, typed
+from tnt_func.types import Batch, Brief, Output, PyTree, typed
 from tnt_func.unit import EvalUnit, FitUnit, PredictUnit, TrainUnit
 
 Score: TypeAlias = Callable[[Any, Any], Any]
@@ -100,8 +100,8 @@ def supervised(
     return unit, State(params=model.params, key=key, buffers=model.buffers, opt_state=optimizer.init(model.params))
 
 
-@dataclass(frozen=True)
-class Supervised:
+@dataclass(frozen=True, repr=False)
+class Supervised(Brief):
     """The objective of `supervised`: a model judged on `(inputs, targets)`, in training and in evaluation.
 
     Args:

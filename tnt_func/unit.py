@@ -23,7 +23,7 @@ from tnt_func.errors import UsageError, UsageTypeError, kind_of
 from tnt_func.metrics import Metric
 from tnt_func.rng import ALL
 from tnt_func.state import State
-from tnt_func.types import Batch, Generator, Output, Phase, PyTree, typed
+from tnt_func.types import Batch, Brief, Generator, Output, Phase, PyTree, typed
 
 Hook: TypeAlias = Callable[[State], State]
 Step: TypeAlias = Callable[[State, Batch], tuple[State, Output]]
@@ -86,8 +86,8 @@ def then(*named: tuple[str, Hook]) -> Hook:
     return Chain(flat) if flat else identity
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainUnit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrainUnit(Brief):
     """What one training step does, and the hooks around it.
 
     Args:
@@ -122,8 +122,8 @@ class TrainUnit:
         _check(self, self.memory)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvalUnit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class EvalUnit(Brief):
     """What one evaluation step does, and the hooks around it. Evaluation is a read: nothing of the model changes.
 
     Args:
@@ -153,8 +153,8 @@ class EvalUnit:
         _check(self, self.memory)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictUnit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PredictUnit(Brief):
     """What one prediction step does, and the hooks around it; `predict` collects the outputs.
 
     Args:
@@ -184,8 +184,8 @@ class PredictUnit:
         _check(self, self.memory)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitUnit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FitUnit(Brief):
     """A train and an eval unit of one state together, for `fit`.
 
     Example:
@@ -213,8 +213,8 @@ Unit: TypeAlias = PhaseUnit | FitUnit
 U = TypeVar("U", bound=Unit)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Callback:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Callback(Brief):
     """A bundle of hooks with a name and a memory: a unit without a step. Pure; it decides, observers watch.
 
     Args:

@@ -91,7 +91,8 @@ class Monitor:
         if not isinstance(value, int | float):
             raise UsageError(
                 f"{self.callback} reads {what}, which is {describe(value)}; it decides on one real number. Name an "
-                "entry that is one, or reduce it where it is made: x.mean()."
+                "entry that is one, or reduce it where it is made: x.mean(). For members of an ensemble to decide each "
+                "for itself, attach the callback inside: tnt.ensemble(tnt.attach(unit, callback), size)."
             )
         return float(value)
 

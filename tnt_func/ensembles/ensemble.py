@@ -44,7 +44,7 @@ from tnt_func.ensembles.calls import Batches, Call, looped, vmapped
 from tnt_func.ensembles.members import stacked, taken
 from tnt_func.ensembles.metrics import per_member
 from tnt_func.ensembles.stacking import PREFIX, SLOT, inside, size_of, stop_members
-from tnt_func.errors import ContractError, UsageError, call, kind_of
+from tnt_func.errors import ContractError, TntError, UsageError, call, kind_of
 from tnt_func.optim.layout import is_traced
 from tnt_func.state import State
 from tnt_func.transforms.seams import inside as seen_through
@@ -167,6 +167,8 @@ class EnsembleStep:
             return looped(self.inner, state, batches)
         try:
             return vmapped(self.inner, state, batches, chunk_size=self.chunk_size)
+        except TntError:
+            raise  # It says itself what holds.
         except Exception as error:
             error.add_note(
                 f"It was raised as torch.func.vmap took the {self.phase}_step of {self.size} members, where no value "

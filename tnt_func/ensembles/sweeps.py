@@ -153,7 +153,7 @@ class Sweep(Generic[U]):
             phase: whose.
 
         Raises:
-            UsageError: the state is no ensemble's, or one of another size.
+            UsageError: the state is no ensemble's, one of another size, or has no metrics of the phase.
         """
         size, points = size_of(state), self.points
         if size != len(points) * self.seeds:
@@ -161,8 +161,14 @@ class Sweep(Generic[U]):
                 f"table was given a state of {size} members; the sweep has {len(points)} points, seeds={self.seeds}. "
                 "Pass the state of its own run."
             )
+        metrics = compute(state, phase)
+        if not metrics:
+            raise UsageError(
+                f"table was given a state without metrics of the phase {phase!r}; it has those of "
+                f"{sorted(state.metrics)}. Write table(state, 'train') after tnt.train, or evaluate the state first."
+            )
         columns: dict[str, Sequence[Any]] = {name: [point[name] for point in points] for name in self.axes}
-        for name, values in compute(state, phase).items():
+        for name, values in metrics.items():
             if values.shape != (size,) or values.is_complex():
                 continue
             at_points = spread(values.double().reshape(len(points), self.seeds).T, quantiles=())

@@ -24,7 +24,7 @@ from torch import Tensor
 from tnt_func.errors import ContractError, kind_of
 from tnt_func.pytree import pytree
 from tnt_func.state import State
-from tnt_func.types import Output, Phase, typed
+from tnt_func.types import Brief, Output, Phase, typed
 
 
 class Accumulator(Protocol):
@@ -44,8 +44,8 @@ class Accumulator(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Metric:
+@dataclass(frozen=True, repr=False)
+class Metric(Brief):
     """A way to accumulate: `empty()` is nothing seen, `of(output)` is one step seen.
 
     Args:
