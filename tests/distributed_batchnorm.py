@@ -3,25 +3,21 @@
 torchrun --nproc-per-node 2 tests/distributed_batchnorm.py DIRECTORY    what each rank found, in rank-R.json
 """
 
-import copy
 import functools
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from distributed_runs import apart, refusal
 from torch import Tensor, nn
 
 import tnt_func as tnt
 from tnt_func.distributed.batchnorm import Normalised
 from tnt_func.distributed.world import Ranks
 
-STEPS = 4
-# Every third step has so few rows that ranks have parts of several sizes, or none.
+# Parts have very different numbers of rows, and the first rank may have none.
 ROWS = (11, 6, 3, 13)
 IMAGES = [
     torch.sin(torch.arange(rows * 3 * 16.0) * (1 + step)).reshape(rows, 3, 4, 4) for step, rows in enumerate(ROWS)
@@ -48,15 +44,22 @@ class Net(nn.Module):
         return self.head(self.frozen(self.shared(self.shared(found) + found)))
 
 
-def made(convert: Callable[[nn.Module], nn.Module], module: nn.Module, change: Any = None) -> Any:
-    loss: Any = nn.functional.cross_entropy
-    unit, state = tnt.supervised(convert(module), loss, tnt.optim.sgd(0.3, momentum=0.9), key=tnt.key(0))
-    unit = change(unit) if change else unit
+def made(convert: Callable[[nn.Module], nn.Module], module: nn.Module, change: Any) -> Any:
+    optimizer = tnt.optim.sgd(0.3, momentum=0.9)
+    unit, state = tnt.supervised(convert(module), nn.functional.cross_entropy, optimizer, key=tnt.key(0))
+    unit = change(unit)
     return unit, tnt.prepare(unit, state)
 
 
+def apart(a: tnt.State, b: tnt.State) -> float:
+    """How far two states are from each other at most, relative to 1 or what is larger."""
+    assert a.progress == b.progress and tnt.pytree.paths(a) == tnt.pytree.paths(b)
+    pairs = zip(tnt.pytree.tensors(a), tnt.pytree.tensors(b), strict=True)
+    return max(float(((x - y).abs() / y.abs().clamp(min=1)).max()) for x, y in pairs)
+
+
 def part(world: tnt.distributed.World, batch: Any) -> Any:
-    """This rank's rows: of very different numbers, of few none for the first."""
+    """This rank's rows."""
     rows = len(batch[1])
     cuts = [rows * k * k // world.size**2 for k in range(world.size + 1)]
     return tuple(x[cuts[world.rank] : cuts[world.rank + 1]] for x in batch)
@@ -64,40 +67,117 @@ def part(world: tnt.distributed.World, batch: Any) -> Any:
 
 def checks(world: tnt.distributed.World) -> dict[str, Any]:
     """What a rank finds."""
-    mesh = tnt.distributed.mesh(world)
+    mesh, parts = tnt.distributed.mesh(world), [part(world, batch) for batch in BATCHES]
     sync = functools.partial(tnt.distributed.sync_batchnorm, mesh=mesh)
     parallel = functools.partial(tnt.distributed.data_parallel, mesh=mesh, buffers="synchronised")
-    found: dict[str, Any] = {}
-    parts = [part(world, batch) for batch in BATCHES]
-    found["rows"] = [len(each[1]) for each in parts]
+    found: dict[str, Any] = {"rows": [len(each[1]) for each in parts]}
 
-    def trained(name: str, change: Any = None, rtol: float = 1e-10, **options: Any) -> None:
+    def trained(name: str, change: Any = lambda unit: unit, **options: Any) -> None:
         torch.manual_seed(0)
         net = Net(**options).double()
         alone, first = made(lambda module: module, net, change)
-        unit, same = made(sync, net, lambda unit: parallel(change(unit) if change else unit))
+        unit, same = made(sync, net, lambda unit: parallel(change(unit)))
         assert tnt.digest(first) == tnt.digest(same)
-        run = functools.partial(tnt.fit_events, max_epochs=2, evaluate_every_n_steps=3)
         gaps, last = [], same
-        for one, all_of_them in zip(run(alone, first, BATCHES, BATCHES), run(unit, first, parts, parts), strict=True):
+        for one, all_of_them in zip(events(alone, first, BATCHES), events(unit, first, parts), strict=True):
             gaps.append(apart(all_of_them.state, one.state))
             last = all_of_them.state
-        found[name] = {
-            "apart": max(gaps),
-            "digest": tnt.digest(last),
-            "moved": float((last.params["head.weight"] - first.params["head.weight"]).norm()),
-        }
+        found[name] = {"apart": max(gaps), "digest": tnt.digest(last)}
 
     trained("plain")
-    trained("cumulative", momentum=None)
+    trained("cumulative", momentum=None, affine=False)
     trained("no averages", track_running_stats=False)
-    trained("not affine", affine=False)
     trained("rematerialised", lambda unit: tnt.transforms.remat(unit, lambda name, _: name in ("stem", "right")))
+    found["twice"] = twice(world, mesh)
+    found |= half(world, sync, parallel)
+    found |= refused(world, mesh, sync, parallel)
     return found
+
+
+def events(unit: tnt.FitUnit, state: tnt.State, batches: Any) -> Any:
+    return tnt.fit_events(unit, state, batches, batches, max_epochs=2, evaluate_every_n_steps=3)
+
+
+def twice(world: tnt.distributed.World, mesh: Any) -> float:
+    """How far first and second derivatives are from those of one process, through torch.func and through autograd."""
+    ranks = Ranks.of(mesh)
+    (whole, _), (own, _) = BATCHES[0], part(world, BATCHES[0])
+    theta = torch.linspace(0.5, 1.5, 6).double()
+
+    def objective(theta: Tensor, x: Tensor, norm: Any) -> Tensor:
+        return (norm((x * theta[:3, None, None]).tanh() * x, theta[3:], theta[3:] ** 2) ** 3).cos().sum()
+
+    def plain(*args: Any) -> Tensor:
+        return nn.functional.batch_norm(args[0], None, None, args[1], args[2], True)
+
+    def ours(*args: Any) -> Tensor:
+        return Normalised.apply(*args, 1e-5, ranks)[0]  # pyright: ignore
+
+    def derivatives(x: Tensor, norm: Any) -> list[Tensor]:
+        along = torch.linspace(-1, 1, 6).double()
+        first = torch.func.grad(objective)
+        second = torch.func.grad(lambda theta: (first(theta, x, norm) * along).sum())
+        leaf = theta.clone().requires_grad_()
+        (once,) = torch.autograd.grad(objective(leaf, x, norm), leaf, create_graph=True)
+        (again,) = torch.autograd.grad((once * along).sum(), leaf)
+        return [first(theta, x, norm), second(theta), once.detach(), again]
+
+    gaps = [0.0]
+    for mine, expected in zip(derivatives(own, ours), derivatives(whole, plain), strict=True):
+        torch.distributed.all_reduce(mine)
+        gaps.append(float((mine - expected).abs().max() / expected.abs().max()))
+    return max(gaps)
+
+
+def half(world: tnt.distributed.World, sync: Any, parallel: Any) -> dict[str, Any]:
+    """In half precision with a scaled objective, all is finite, and averages are kept as they were."""
+    unit, state = made(sync, Net(), lambda unit: parallel(tnt.transforms.autocast(unit, torch.float16)))
+    batches = [(x.float() - 50, y) for x, y in map(functools.partial(part, world), BATCHES)]
+    last = events(unit, state, batches)
+    for event in last:
+        state = event.state
+    kinds = {str(leaf.dtype) for leaf in state.buffers.values()}
+    return {"half": [tnt.digest(state), bool(tnt.treemath.all_finite(state.params)), sorted(kinds)]}
+
+
+def refusal(function: Callable[[], Any]) -> str:
+    try:
+        function()
+    except (tnt.errors.TntError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was refused"
+
+
+class Own(nn.BatchNorm1d):
+    """BatchNorm of another kind."""
+
+
+def refused(world: tnt.distributed.World, mesh: Any, sync: Any, parallel: Any) -> dict[str, Any]:
+    """What cannot be made right is told; on every rank, where ranks have different numbers of batches too."""
+    one = Net().double()
+    unit, state = made(sync, one, parallel)
+    unconverted, _ = made(lambda module: module, one, parallel)
+    free, still = made(sync, Net(track_running_stats=False).double(), parallel)
+    batches = [part(world, BATCHES[0])] * (3 if world.rank == 0 else 4)
+    single = (BATCHES[0][0][:1, :, :1, :1], BATCHES[0][1][:1])
+    # All rows, of one value a channel each, are those of the last rank.
+    single = single if world.rank == world.size - 1 else tuple(x[:0] for x in single)
+    small, begun = made(sync, nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3), nn.Linear(3, 4)).double(), parallel)
+    made_of = functools.partial(made, sync, one)
+    return {
+        "own": refusal(lambda: sync(nn.Sequential(Own(2)))),
+        "lazy": refusal(lambda: sync(nn.LazyBatchNorm1d())),
+        "micro-batches": refusal(lambda: made_of(lambda unit: parallel(tnt.transforms.microbatch(unit, 2)))),
+        "unconverted": refusal(lambda: tnt.train(unconverted.train_unit, state, batches, max_steps=1)),
+        "outside": refusal(lambda: sync(one)(batches[0][0])),
+        "inside": refusal(lambda: torch.no_grad()(sync(one))(batches[0][0])),
+        "single": refusal(lambda: tnt.train(small.train_unit, begun, [single], max_steps=1)),
+        "uneven": refusal(lambda: tnt.train(unit.train_unit, state, batches, max_epochs=1)),
+        "uneven evaluation": refusal(lambda: tnt.evaluate(free.eval_unit, still, batches)),
+    }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tnt.distributed.init(device="cpu", timeout=60) as world:
-        found = checks(world)
-        (Path(sys.argv[1]) / f"rank-{world.rank}.json").write_text(json.dumps(found))
+        (Path(sys.argv[1]) / f"rank-{world.rank}.json").write_text(json.dumps(checks(world)))

@@ -82,19 +82,17 @@ def sync_batchnorm(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     References:
         torch.nn.SyncBatchNorm.convert_sync_batchnorm, of CUDA and DistributedDataParallel.
     """
-    module = copy.deepcopy(module)
-    found: dict[nn.Module, SyncBatchNorm] = {}
-    for name, part in module.named_modules():
-        if not isinstance(part, _BatchNorm) or isinstance(part, SyncBatchNorm):
-            continue
+    norms = [(name, part) for name, part in module.named_modules() if isinstance(part, _BatchNorm)]
+    for name, part in norms:
         lazy = [own for own, tensor in part.named_parameters() if is_lazy(tensor)]
-        if type(part) not in _KINDS or lazy:
+        if lazy or type(part) not in (*_KINDS, SyncBatchNorm):
             wrong = f"whose {lazy} have no shape yet" if lazy else "whose forward may be any"
             raise UsageError(
                 f"sync_batchnorm was given {name or 'a module'}, a {type(part).__name__} {wrong}; it converts what "
                 "nn.BatchNorm1d, 2d and 3d compute. Put one of them there, or run one batch through the module before."
             )
-        found[part] = SyncBatchNorm(part, mesh)
+    module = copy.deepcopy(module)
+    found: dict[Any, Any] = {part: SyncBatchNorm(part, mesh) for part in module.modules() if isinstance(part, _KINDS)}
     # One that is in several places stays one.
     for part in [*module.modules()]:
         for name, child in part._modules.items():
