@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import tnt_func as tnt
 from tnt_func.compiling import Compiled, FallbackWarning, RecompilationWarning, compiled
+from tnt_func.compiling.invariants import settle
 from tnt_func.compiling.plans import Plan
 from tnt_func.compiling.templates import giving, taking
 from tnt_func.errors import ContractError, StructureError, TreeError, UsageError
@@ -270,3 +271,19 @@ def test_a_step_that_draws_nothing_is_not_seeded_until_a_structure_that_draws_co
             got = tnt.train(fast, first, batches, max_epochs=1, donate=donate)
         tnt.asserts.assert_trees_equal(got.params, expected.params)
         assert each == 1 and len(seeds) == 4  # The second step alone draws nothing for certain.
+
+
+@pytest.mark.parametrize("members", [0, 3])
+def test_what_many_elements_share_is_calculated_once(members: int):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    optimizer = tnt.optim.adamw(1e-2)
+
+    def update(w: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        return optimizer.update({"w": grad}, optimizer.init({"w": w}), {"w": w})[0]["w"]
+
+    shape = (members, 8, 8) if members else (8, 8)
+    given = torch.linspace(-1, 1, 64 * max(members, 1)).view(shape), torch.ones(shape)
+    module = make_fx(torch.vmap(update) if members else update)(*given)
+    expected = module(*given)
+    assert settle(module) > 0 and torch.equal(module(*given), expected)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from tnt_func.compiling.invariants import settle
+
 Backend: TypeAlias = Literal["inductor", "aot_eager"]
 Run: TypeAlias = Callable[[list[Any]], Any]
 """Takes its inputs as one list, which it may empty, and returns what is new."""
@@ -43,6 +45,8 @@ def lower(graph: GraphModule, inputs: list[Tensor], backend: Backend, options: M
     count = len(next(iter(reversed(graph.graph.nodes))).args[0])
     cpu = all(isinstance(x, Tensor) and x.device.type == "cpu" for x in inputs)
     patches = {**OPTIONS, "cpp_wrapper": cpu, **options}
+    if cpu:
+        settle(graph)
     # Its cache keeps what goes round the graph too, which is not used here; that of the graph's code is.
     with torch.no_grad(), functorch.patch(enable_autograd_cache=False):
         whole: Any = compile_fx(graph, inputs, inner_compile=inner, config_patches=patches)
