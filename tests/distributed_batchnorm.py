@@ -1,6 +1,6 @@
-"""Nets with BatchNorm on parts of a batch, each rank against one process on the whole of it.
+"""Nets with BatchNorm on parts of a batch, and noise on parts of gradients, each rank against one process on the whole.
 
-torchrun --nproc-per-node 2 tests/distributed_batchnorm.py DIRECTORY    what each rank found, in rank-R.json
+torchrun --nproc-per-node 4 tests/distributed_batchnorm.py DIRECTORY    what each rank found, in rank-R.json
 """
 
 import functools
@@ -89,6 +89,7 @@ def checks(world: tnt.distributed.World) -> dict[str, Any]:
     trained("no averages", track_running_stats=False)
     trained("rematerialised", lambda unit: tnt.transforms.remat(unit, lambda name, _: name in ("stem", "right")))
     found["twice"] = twice(world, mesh)
+    found["noise"] = noise(world)
     found |= half(world, sync, parallel)
     found |= refused(world, mesh, sync, parallel)
     return found
@@ -146,6 +147,32 @@ def refusal(function: Callable[[], Any]) -> str:
     except (tnt.errors.TntError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing was refused"
+
+
+def noise(world: tnt.distributed.World) -> list[bool]:
+    """Whether gradients with noise are those of one process, cut in rows and columns, evenly or not, and on a grid."""
+    params = {
+        "rows": torch.ones(7, 3),
+        "columns": torch.ones(3, 8).double(),
+        "all": torch.ones(()),
+        "few": torch.ones(1),
+    }
+    params["complex"] = torch.ones(5, 4, dtype=torch.complex64)
+    transform = tnt.optim.add_noise(tnt.key(1), eta=tnt.schedules.linear(1.0, 0.5, steps=4))
+    begun = transform.init(params)
+    expected, after = transform.update(params, begun, params)
+    further, _ = transform.update(params, after, params)
+    found = []
+    for sizes in ({"ranks": world.size}, {"replicas": 2, "shards": world.size // 2})[: 1 + (world.size == 4)]:
+        whole = tnt.State(params=params, key=tnt.key(0))
+        mesh = tnt.distributed.mesh(world, **sizes)
+        cut = tnt.distributed.shard(whole, mesh, lambda path: 1 if "co" in path else 0).params
+        first, state = transform.update(cut, transform.init(cut), cut)
+        second, _ = transform.update(cut, state, cut)
+        found += [
+            tnt.digest(tnt.distributed.gather(x)) == tnt.digest(y) for x, y in ((first, expected), (second, further))
+        ]
+    return [*found, tnt.digest(expected) != tnt.digest(further)]
 
 
 class Own(nn.BatchNorm1d):

@@ -49,6 +49,10 @@ def test_derivatives_are_those_of_the_whole_the_second_too(found: Found):
     assert found[0]["twice"] <= 1e-11
 
 
+def test_noise_does_not_depend_on_who_has_which_part(found: Found):
+    assert all(same(found, "noise")) and len(found[0]["noise"]) == (3 if len(found) == 1 else 5)
+
+
 def test_half_precision_has_averages_of_full_precision(found: Found):
     assert same(found, "half")[1:] == [True, ["torch.float32", "torch.int64"]]
 

@@ -159,7 +159,7 @@ def add_noise(key: Key, *, eta: Hyperparameter = 0.01, gamma: Number = 0.55) -> 
     """g plus normal noise of variance eta / (1 + updates done)^gamma.
 
     The noise of an element is a function of the key, the path of its parameter, the number of updates done and its
-    place. No generator is touched, and it is the same eager, compiled and under vmap.
+    place. No generator is touched, and it is the same eager, compiled, under vmap, and where ranks have parts.
 
     Args:
         key: where the noise comes from. Folded with the paths it is in the state: `slots["keys"]`, int64 [leaves].
@@ -188,9 +188,10 @@ def add_noise(key: Key, *, eta: Hyperparameter = 0.01, gamma: Number = 0.55) -> 
         size = torch.as_tensor((h["eta"] / (1 + state.step.double()) ** h["gamma"]) ** 0.5, dtype=torch.float64)
         seeds = _mixed(state.slots["keys"] + state.step * _STEP).unbind()
 
-        def add(grad: Tensor, seed: Tensor) -> Tensor:
-            noise = _normal(seed.to(grad.device), grad)
-            return grad + (size.to(noise) * noise).to(grad.dtype)
+        def add(grad: Any, seed: Tensor) -> Tensor:
+            places, put = _places(grad)
+            noise = _normal(seed.to(grad.device), places, grad.is_complex())
+            return grad + put((size.to(noise) * noise).to(grad.dtype))
 
         return {place: add(grad, seeds[place]) for place, grad in grads.items()}
 
@@ -242,12 +243,45 @@ def _mixed(word: Tensor) -> Tensor:
     return word ^ ((word >> 31) & ((1 << 33) - 1))
 
 
-def _normal(seed: Tensor, like: Tensor) -> Tensor:
-    """Standard normal numbers in the shape of a tensor, from pairs of 53 random bits; real and complex alike."""
+def _normal(seed: Tensor, places: Tensor, is_complex: bool) -> Tensor:
+    """Standard normal numbers from pairs of 53 random bits; real and complex alike.
+
+    Args:
+        places: of the bits: [2, ...], and 2 for the parts of a complex number at the end.
+    """
+    # The product of the arange alone, inductor would take for an index, which may not overflow.
+    words = _mixed((seed + places) * _STEP)
+    uniform = (((words >> 11) & ((1 << 53) - 1)) + 1).to(dtype_on(places.device)) * 2.0**-53
+    normal = (-2 * uniform[0].log()).sqrt() * (2 * math.pi * uniform[1]).cos()
+    return torch.view_as_complex(normal * 0.5**0.5) if is_complex else normal
+
+
+def _places(like: Any) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The places of the bits of a tensor, and what puts what is made of them where it is.
+
+    Of one that lies on a mesh, they are those of the part which is here, among those of the whole.
+    """
     shape = (*like.shape, 2) if like.is_complex() else like.shape
     count = math.prod(shape)
-    # The product of the arange alone, inductor would take for an index, which may not overflow.
-    words = _mixed((seed + torch.arange(2 * count, device=like.device)) * _STEP)
-    uniform = ((((words >> 11) & ((1 << 53) - 1)) + 1).to(dtype_on(like.device)) * 2.0**-53).reshape(2, *shape)
-    normal = (-2 * uniform[0].log()).sqrt() * (2 * math.pi * uniform[1]).cos()
-    return torch.view_as_complex(normal * 0.5**0.5) if like.is_complex() else normal
+    if not hasattr(like, "placements"):
+        return torch.arange(2 * count, device=like.device).reshape(2, *shape), lambda noise: noise
+    from torch.distributed.tensor import DTensor, Replicate
+
+    begins, sizes = [0] * len(shape), [*shape]
+    for axis, placement in enumerate(like.placements):
+        if placement.is_shard():
+            cut = placement.dim
+            size = -(-sizes[cut] // like.device_mesh.size(axis))
+            start = min(like.device_mesh.get_local_rank(axis) * size, sizes[cut])
+            begins[cut], sizes[cut] = begins[cut] + start, min(size, sizes[cut] - start)
+    places = torch.zeros((), dtype=torch.int64, device=like.device)
+    for begin, size, length in zip(begins, sizes, shape, strict=True):
+        places = places[..., None] * length + torch.arange(begin, begin + size, device=like.device)
+    placements = [each if each.is_shard() else Replicate() for each in like.placements]
+
+    def put(noise: Tensor) -> Tensor:
+        return DTensor.from_local(
+            noise, like.device_mesh, placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+
+    return torch.stack([places, places + count]), put
