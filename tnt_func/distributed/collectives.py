@@ -30,9 +30,14 @@ POINTS = (
 )
 ROOM = 64
 """Numbers in the first message of an exchange."""
-BUCKET = 1 << 24
-"""Bytes that are summed in one message: the next ones are copied while these are on their way."""
+BUCKET, ALONE = 1 << 24, 1 << 20
+"""Bytes that go in one message: the next ones are copied while these are on their way. A tensor of more than so many
+goes alone, for then it need not be copied."""
 _HEAD, _AXES = 3, 8
+
+# The names that torch 2.13 gives them; the older ones warn there.
+all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Exchange:
@@ -53,7 +58,8 @@ class Exchange:
 
     def __init__(self, ranks: Ranks, point: str, count: int, numbers: Sequence[float]):
         self._ranks, self._numbers = ranks, [float(POINTS.index(point)), float(count), float(len(numbers)), *numbers]
-        self._work, self._rows = _gathering(ranks, self._numbers[:ROOM] + [0.0] * (ROOM - len(self._numbers)))
+        first = self._numbers[:ROOM] + [0.0] * (ROOM - len(self._numbers))
+        self._work, self._rows = gathering(ranks, torch.tensor(first, dtype=torch.float64))
 
     def wait(self) -> list[list[float]]:
         """The numbers of every rank, in rank order.
@@ -62,7 +68,7 @@ class Exchange:
             RankError: a rank is somewhere else, or has left.
         """
         together("an exchange of numbers", self._work.wait)
-        found = [row.tolist() for row in self._rows]
+        found = self._rows.tolist()
         heads = [tuple(map(int, row[:_HEAD])) for row in found]
         if len(set(heads)) > 1:
             said = "; ".join(
@@ -73,20 +79,29 @@ class Exchange:
                 "each rank as many batches, pipeline.shard(world.rank, world.size), and branch on no rank."
             )
         if len(self._numbers) > ROOM:
-            work, rows = _gathering(self._ranks, self._numbers[ROOM:])
+            work, rows = gathering(self._ranks, torch.tensor(self._numbers[ROOM:], dtype=torch.float64))
             together("an exchange of numbers", work.wait)
-            found = [[*row, *rest.tolist()] for row, rest in zip(found, rows, strict=True)]
+            found = [[*row, *rest] for row, rest in zip(found, rows.tolist(), strict=True)]
         return [row[_HEAD : len(self._numbers)] for row in found]
 
 
-def _gathering(ranks: Ranks, numbers: list[float]) -> tuple[Any, list[Tensor]]:
-    mine = torch.tensor(numbers, dtype=torch.float64)
-    rows = [torch.empty_like(mine) for _ in range(ranks.size)]
-    return together("an exchange of numbers", _all_gather, rows, mine, ranks, True), rows
+def gathering(ranks: Ranks, mine: Tensor) -> tuple[Any, Tensor]:
+    """Begin to bring together a flat tensor of every rank: what waits for it, and where it will be, [ranks, n].
+
+    Example:
+        >>> from tnt_func.distributed.world import init, mesh
+        >>> with init() as world:
+        ...     work, rows = gathering(Ranks.of(mesh(world)), torch.ones(2))
+        ...     _ = work.wait()
+        >>> rows
+        tensor([[1., 1.]])
+    """
+    rows = mine.new_empty(ranks.size, len(mine))
+    return together("a gathering", _all_gather, rows.view(-1), mine, ranks), rows
 
 
-def _all_gather(rows: list[Tensor], mine: Tensor, ranks: Ranks, later: bool) -> Any:
-    return dist.all_gather(rows, mine, group=ranks.group, async_op=later)
+def _all_gather(room: Tensor, mine: Tensor, ranks: Ranks) -> Any:
+    return all_gather(room, mine, group=ranks.group, async_op=True)
 
 
 class Scalars:
@@ -106,8 +121,7 @@ class Scalars:
         if device is not None:
             # Nothing waits for the device.
             mine = torch.stack([torch.as_tensor(x).to(device, torch.float64, non_blocking=True) for x in values])
-            self._rows = [torch.empty_like(mine) for _ in range(ranks.size)]
-            self._work = together("an exchange of numbers", _all_gather, self._rows, mine, ranks, True)
+            self._work, self._rows = gathering(ranks, mine)
 
     def wait(self) -> tuple[list[list[float]], Tensor]:
         """Facts, by rank, and values: float64 [ranks, values]."""
@@ -116,7 +130,7 @@ class Scalars:
             values = [row[self._facts :] for row in found]
             return [row[: self._facts] for row in found], torch.tensor(values, dtype=torch.float64)
         together("an exchange of numbers", self._work.wait)
-        return found, torch.stack(self._rows)
+        return found, self._rows
 
 
 def rows_of_all(ranks: Ranks, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -135,11 +149,12 @@ def rows_of_all(ranks: Ranks, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         begin = place * (1 + _AXES)
         own = [[int(x) for x in row[begin + 1 : begin + 1 + int(row[begin])]] for row in told]
         sizes = [math.prod(shape) * tensor.element_size() for shape in own]
-        room = [torch.empty(max(sizes), dtype=torch.uint8, device=tensor.device) for _ in sizes]
+        mine = torch.empty(max(sizes), dtype=torch.uint8, device=tensor.device)
+        mine[: tensor.nbytes] = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        room = mine.expand(ranks.size, len(mine))
         if max(sizes):
-            mine = room[ranks.rank].clone()
-            mine[: tensor.nbytes] = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-            together("an exchange of rows", _all_gather, room, mine, ranks, False)
+            work, room = gathering(ranks, mine)
+            together("an exchange of rows", work.wait)
         for rank, (data, size, shape) in enumerate(zip(room, sizes, own, strict=True)):
             found[rank].append(data[:size].view(tensor.dtype).reshape(shape))
     return found
@@ -150,38 +165,35 @@ class Sums:
 
     Args:
         ranks: who takes part.
-        tensors: of this rank; None counts for nothing.
+        tensors: of this rank; None counts for nothing. They leave the list as they are sent, to make room.
         like: what they are like, on every rank the same.
-        weight: of this rank, a number or a 0-d tensor. What weighs nothing counts for nothing, be it NaN.
+        share: of this rank, by which its tensors are multiplied, a number or a 0-d tensor. What has none counts for
+            nothing, be it NaN.
 
     Example:
         >>> from tnt_func.distributed.world import init, mesh
         >>> with init() as world:
-        ...     Sums(Ranks.of(mesh(world)), [torch.ones(2)], [torch.ones(2)], 3).wait(torch.tensor(6.0))
+        ...     Sums(Ranks.of(mesh(world)), [torch.ones(2)], [torch.ones(2)], 0.5).wait()
         [tensor([0.5000, 0.5000])]
     """
 
-    def __init__(self, ranks: Ranks, tensors: Sequence[Tensor | None], like: Sequence[Tensor], weight: Any):
+    def __init__(self, ranks: Ranks, tensors: list[Tensor | None], like: Sequence[Tensor], share: Any):
         self._like = like
-        self._buckets: list[tuple[list[int], Tensor, Any]] = []
+        self._buckets: list[tuple[list[int], list[Tensor], Any]] = []
         for places, dtype, device in buckets(like):
             flat = torch.empty(sum(like[place].numel() for place in places), dtype=dtype, device=device)
-            for place, view in zip(places, _views(flat, [like[place] for place in places]), strict=True):
-                weighted(tensors[place], weight, view)
-            work = together("a sum over ranks", _all_reduce, flat, ranks)
-            self._buckets.append((places, flat, work))
+            views = _views(flat, [like[place] for place in places])
+            for place, view in zip(places, views, strict=True):
+                weighted(tensors[place], share, view)
+                tensors[place] = None
+            self._buckets.append((places, views, together("a sum over ranks", _all_reduce, flat, ranks)))
 
-    def wait(self, total: Tensor) -> list[Tensor]:
-        """The sums over the total, in the dtypes of what they are like.
-
-        Args:
-            total: 0-d.
-        """
+    def wait(self) -> list[Tensor]:
+        """The sums, in the dtypes of what they are like."""
         found: list[Any] = [None] * len(self._like)
-        for places, flat, work in self._buckets:
+        for places, views, work in self._buckets:
             together("a sum over ranks", work.wait)
-            flat.div_(total.to(flat.device, flat.real.dtype))
-            for place, view in zip(places, _views(flat, [self._like[place] for place in places]), strict=True):
+            for place, view in zip(places, views, strict=True):
                 found[place] = view if view.dtype == self._like[place].dtype else view.to(self._like[place].dtype)
         return found
 
@@ -190,15 +202,17 @@ def _all_reduce(flat: Tensor, ranks: Ranks) -> Any:
     return dist.all_reduce(flat, group=ranks.group, async_op=True)
 
 
-def weighted(tensor: Tensor | None, weight: Any, out: Tensor) -> None:
-    """A tensor times its weight, where it is to be; what weighs nothing is nothing, be it NaN."""
-    if tensor is None or (not isinstance(weight, Tensor) and weight == 0):
+def weighted(tensor: Tensor | None, share: Any, out: Tensor) -> None:
+    """A tensor times its share, where it is to be; what has none is nothing, be it NaN."""
+    if tensor is None or (not isinstance(share, Tensor) and share == 0):
         out.zero_()
-    elif isinstance(weight, Tensor):
-        here = weight.to(out.device)
-        torch.where(here > 0, tensor * here.to(out.real.dtype), torch.zeros_like(out), out=out)
+    elif isinstance(share, Tensor):
+        here = share.to(out.device)
+        torch.where(here == 0, torch.zeros_like(out), tensor * here.to(out.real.dtype), out=out)
+    elif tensor.dtype == out.dtype:
+        torch.mul(tensor, share, out=out)
     else:
-        torch.mul(tensor, weight, out=out)
+        out.copy_(tensor).mul_(share)
 
 
 def buckets(like: Sequence[Tensor], widened: bool = True) -> list[tuple[list[int], torch.dtype, torch.device]]:
@@ -207,10 +221,13 @@ def buckets(like: Sequence[Tensor], widened: bool = True) -> list[tuple[list[int
     full: list[tuple[list[int], torch.dtype, torch.device]] = []
     for place, tensor in enumerate(like):
         kind = torch.promote_types(tensor.dtype, torch.float32) if widened else tensor.dtype, tensor.device
-        places, size = open_ones.get(kind, ([], 0))
-        places, size = [*places, place], size + tensor.numel() * kind[0].itemsize
-        open_ones[kind] = places, size
-        if size >= BUCKET:
+        size = tensor.numel() * kind[0].itemsize
+        if size > ALONE:
+            full.append(([place], *kind))
+            continue
+        places, before = open_ones.get(kind, ([], 0))
+        open_ones[kind] = [*places, place], before + size
+        if before + size >= BUCKET:
             full.append((open_ones.pop(kind)[0], *kind))
     return [*full, *((places, *kind) for kind, (places, _) in open_ones.items())]
 

@@ -43,7 +43,7 @@ class Sharing:
         entries = self.told_apart(output)
         scalars = Scalars(self.ranks, point, count, [], [output[self.weight], *entries.numbers.values()])
         _, values = scalars.wait()
-        return self.whole(output, entries, values)
+        return self.whole(output, entries, *averaged(values[:, 0], values[:, 1:]))
 
     def told_apart(self, output: Output) -> "Entries":
         """The entries that are numbers, and those that have rows.
@@ -74,19 +74,18 @@ class Sharing:
                 )
         return entries
 
-    def whole(self, output: Output, entries: "Entries", values: Tensor) -> Output:
+    def whole(self, output: Output, entries: "Entries", means: Tensor, sums: Tensor) -> Output:
         """The output of the whole batch.
 
         Args:
             output: of this rank's part.
             entries: that it has.
-            values: of every rank, the weight first: float64 [ranks, 1 + numbers].
+            means, sums: of the numbers, over ranks: float64 [numbers].
         """
-        numbers: dict[str, Any] = {}
-        if entries.numbers:
-            means, sums = averaged(values[:, 0], values[:, 1:])
-            for place, (name, value) in enumerate(entries.numbers.items()):
-                numbers[name] = _like((sums if name in self.summed else means)[place], value)
+        numbers = {
+            name: _like(total if name in self.summed else mean, value)
+            for (name, value), mean, total in zip(entries.numbers.items(), means.unbind(), sums.unbind(), strict=True)
+        }
         found = {**numbers, **({} if self.merged else joined(self.ranks, entries.rows))}
         ordered = {name: found[name] for name in output if name in found}
         return {**ordered, **self._accumulated(output)}

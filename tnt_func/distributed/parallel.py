@@ -25,30 +25,36 @@ Example:
     6
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from tnt_func import pytree as trees
 from tnt_func import rng
+from tnt_func.compiling.steps import Compiled, Gradients
 from tnt_func.descent import Descent, Differentiate, Objective, Slope
 from tnt_func.distributed.batchnorm import Begun, check_same, checksums, synchronised
-from tnt_func.distributed.collectives import Exchange, Scalars, Sums
+from tnt_func.distributed.collectives import Exchange, Scalars
 from tnt_func.distributed.outputs import Sharing, averaged, check_rows, joined, of_step
-from tnt_func.distributed.shards import PartSums, dimension_of, gather, is_laid_out, laid_like, settled, settled_like
+from tnt_func.distributed.shards import gather, laid_like, lies_out, settled, settled_like, summed
 from tnt_func.distributed.world import Ranks
 from tnt_func.errors import ContractError, UsageError
 from tnt_func.metrics import Metric
-from tnt_func.optim.layout import Layout, layout
+from tnt_func.optim.layout import Layout, is_traced, layout
 from tnt_func.state import State
-from tnt_func.transforms.seams import Around, on_descent, on_train_step
+from tnt_func.transforms.seams import Around, inside, on_descent, on_train_step
 from tnt_func.types import Batch, Generator, Output, Phase, PyTree, typed
 from tnt_func.unit import EvalUnit, FitUnit, Hook, PredictUnit, TrainUnit, hook_of, parts, step_of, then
 
 Combine = Literal["mean", "synchronised"]
+IN_A_GRAPH = (
+    "a step of data_parallel was traced, by tnt.compiled or torch.func; ranks talk to each other in it, which is in no "
+    "graph. Apply data_parallel last: tnt.distributed.data_parallel(tnt.compiled(unit), mesh)."
+)
 U = TypeVar("U", TrainUnit, EvalUnit, PredictUnit, FitUnit)
 
 
@@ -132,6 +138,7 @@ def _parallel(unit: Any, ranks: Ranks, weight: str, summed: Sequence[str], merge
                 own = synchronised(own, sharing)
             return replace(descent, differentiate=Averaged(own, sharing, buffers, unit.draws))
 
+        unit = on_train_step(unit, _by_gradients)
         unit = on_descent(unit, "data_parallel", averaging)
         unit = on_train_step(unit, Placed)
     else:
@@ -146,6 +153,20 @@ def _parallel(unit: Any, ranks: Ranks, weight: str, summed: Sequence[str], merge
         (f"{type(unit).__name__}.{point}", hook_of(unit, unit.phase, "epoch_end")),
     )
     return replace(unit, metrics=metrics, **{point: chain})
+
+
+def _by_gradients(step: Any) -> Any:
+    """A train step of which the gradient alone is a graph, where one is compiled: ranks talk before the update."""
+
+    def opened(compiled: Compiled) -> Any:
+        if compiled.form == "step":
+            raise UsageError(
+                "data_parallel was given a step compiled as one graph, form='step', the update in it; ranks sum up "
+                "gradients before they update. Write data_parallel(tnt.compiled(unit), mesh), or form='gradients'."
+            )
+        return replace(compiled, form="gradients")._with_gradients()
+
+    return inside(step, Compiled, opened) or step
 
 
 def _ends_together(ranks: Ranks, phase: Phase) -> Hook:
@@ -176,41 +197,57 @@ class Averaged:
 
     def __call__(self, objective: Objective, params: PyTree, state: State, batch: Batch) -> Slope:
         """The weighted mean of the ranks' slopes, cut as the parameters are."""
-        ranks, whole = self.sharing.ranks, gather(params)
-        state = state.replace(params=whole if params is state.params else gather(state.params))
-        if ranks.size == 1:
-            slope = self.differentiate(objective, whole, state, batch)
+        if is_traced(()):
+            raise UsageError(IN_A_GRAPH)
+        if self.sharing.ranks.size == 1:
+            slope = self._of_part(objective, params, state, batch)
             self._changed(state.buffers, slope.buffers)
             return slope._replace(output=self.sharing.alone(slope.output), grads=laid_like(slope.grads, params))
-        key = _key(ranks, state, "train")
-        slope = rng.drawing(key, self.draws, False, self.differentiate, objective, whole, state, batch)
-        return self._of_all(slope, layout(params), state)
+        key = _key(self.sharing.ranks, state, "train")
+        return self._of_all(
+            rng.drawing(key, self.draws, False, self._of_part, objective, params, state, batch), layout(params), state
+        )
 
+    def _of_part(self, objective: Objective, params: PyTree, state: State, batch: Batch) -> Slope:
+        """The slope of this rank's part of the batch, in whole tensors."""
+        whole = gather(params)
+        if whole is not params:
+            state = state.replace(params=whole if params is state.params else gather(state.params))
+            if isinstance(self.differentiate, Gradients):
+                # A graph takes plain tensors, and reads of a State no more than it is differentiated with.
+                memory = {name: slot for name, slot in state.memory.items() if not lies_out(slot)}
+                state = state.replace(opt_state=(), memory=memory)
+        return self.differentiate(objective, whole, state, batch)
+
+    @torch.no_grad()
     def _of_all(self, slope: Slope, here: Layout, state: State) -> Slope:
-        sharing, ranks = self.sharing, self.sharing.ranks
+        sharing, ranks, whole = self.sharing, self.sharing.ranks, self.buffers == "synchronised"
         entries, weight = sharing.told_apart(slope.output), slope.output[sharing.weight]
-        grads, (buffers, structure) = here.take(slope.grads, "grads"), trees.flatten(slope.buffers)
-        places = self._changed(state.buffers, slope.buffers)
-        moved = [buffers[place] for place in places]
+        grads, places = here.take(slope.grads, "grads"), self._changed(state.buffers, slope.buffers)
+        slope, count = slope._replace(grads=None), len(grads)
+        buffers, structure = trees.flatten(slope.buffers) if places else ([], None)
         # A parameter has a gradient where any rank has found one.
         found = _as_words([grad is not None for grad in grads])
-        whole = self.buffers == "synchronised"
         seen = checksums(state, slope.buffers) if whole else {}
         values = [weight, slope.value, *entries.numbers.values()]
-        scalars = Scalars(ranks, "train step", state.progress.train.steps, [*found, *seen.values()], values)
-        sums = _summing(ranks, [*grads, *moved], [*here.leaves, *moved], 1 if whole else weight)
-        words, numbers = scalars.wait()
+        facts = [*found, *seen.values()]
+        words, numbers = Scalars(ranks, "train step", state.progress.train.steps, facts, values).wait()
         check_same([*seen], [each[len(found) :] for each in words])
-        means = sums(numbers[:, 0].sum())
-        for place, mean in zip(places, means[len(grads) :], strict=True):
+        weights = numbers[:, 0]
+        share = (torch.ones_like(weights) if whole else weights)[ranks.rank] / weights.sum()
+        like = [*here.leaves, *(buffers[place] for place in places)]
+        # The gradients are held by this list alone, which lets go of them.
+        grads += like[count:]
+        new = summed(ranks, grads, like, share.item() if share.device.type == "cpu" else share)
+        for place, mean in zip(places, new[count:], strict=True):
             buffers[place] = mean
-        had = [any(ranked) for ranked in zip(*(_as_flags(each, len(grads)) for each in words), strict=True)]
-        value = averaged(numbers[:, 0], numbers[:, 1:2])[0][0].to(slope.value)
+        had = [any(ranked) for ranked in zip(*(_as_flags(each, count) for each in words), strict=True)]
+        means, sums = averaged(weights, numbers[:, 1:])
         return Slope(
-            value,
-            trees.unflatten(buffers, structure),
-            sharing.whole(slope.output, entries, numbers[:, [0, *range(2, numbers.shape[1])]]),
-            here.give([mean if there else None for mean, there in zip(means, had, strict=False)]),
+            means[0].to(slope.value),
+            trees.unflatten(buffers, structure) if structure else slope.buffers,
+            sharing.whole(slope.output, entries, means[1:], sums[1:]),
+            here.give([grad if there else None for grad, there in zip(new, had, strict=False)]),
         )
 
     def _changed(self, before: PyTree, after: PyTree) -> list[int]:
@@ -232,24 +269,6 @@ class Averaged:
         return []
 
 
-def _summing(
-    ranks: Ranks, tensors: Sequence[Tensor | None], like: Sequence[Tensor], weight: Any
-) -> Callable[[Tensor], list[Tensor]]:
-    """Begin the sums of tensors; what waits for them."""
-    cut = [dimension_of(leaf) is not None for leaf in like]
-    given = [*zip(tensors, like, cut, strict=True)]
-    local: list[Any] = [y.to_local() if is_laid_out(y) else y for _, y, parted in given if not parted]  # pyright: ignore
-    whole = Sums(ranks, [x for x, _, parted in given if not parted], local, weight)
-    parts = PartSums([x for x, _, parted in given if parted], [y for _, y, parted in given if parted], weight)
-
-    def wait(total: Tensor) -> list[Tensor]:
-        found = {False: iter(whole.wait(total)), True: iter(parts.wait(total))}
-        sums = [next(found[parted]) for parted in cut]
-        return [x if parted else laid_like(x, leaf) for x, leaf, parted in zip(sums, like, cut, strict=True)]
-
-    return wait
-
-
 @dataclass(frozen=True)
 class Placed(Around):
     """A train step whose state is laid out afterwards as it was before."""
@@ -257,7 +276,7 @@ class Placed(Around):
     def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
         """The step."""
         after, output = self.inner(state, batch)
-        if not any(map(is_laid_out, trees.leaves(state.params))):
+        if not lies_out(state.params):
             return after, output
         return settled(after, state), settled_like(output, None)
 
@@ -272,6 +291,8 @@ class Whole(Around):
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
         """The step."""
+        if is_traced(()):
+            raise UsageError(IN_A_GRAPH)
         sharing, ranks = self.sharing, self.sharing.ranks
         whole = state.replace(params=gather(state.params), memory=gather(state.memory))
         if ranks.size == 1:

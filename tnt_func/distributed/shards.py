@@ -29,19 +29,16 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from tnt_func import pytree as trees
-from tnt_func.distributed.collectives import buckets, weighted
+from tnt_func.distributed.collectives import Sums, buckets, gathering, reduce_scatter, weighted
 from tnt_func.distributed.world import Ranks, together
 from tnt_func.errors import UsageError
+from tnt_func.optim.layout import PLAIN_TENSORS
 from tnt_func.state import State
 from tnt_func.types import PyTree, typed
 
 S = TypeVar("S")
 Rule: TypeAlias = Callable[[str], int | None]
 """Of the path of a parameter: which dimension is cut, or None for the whole of it on every rank."""
-
-# The names that torch 2.13 gives them; the older ones warn there.
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @functools.cache
@@ -60,6 +57,19 @@ def is_laid_out(leaf: Any) -> bool:
         False
     """
     return type(leaf) is not Tensor and isinstance(leaf, Tensor) and hasattr(leaf, "device_mesh")
+
+
+def lies_out(tree: PyTree) -> bool:
+    """Whether a leaf of a tree lies on a mesh.
+
+    Example:
+        >>> lies_out({"w": torch.ones(1)})
+        False
+    """
+    # Most parameters are a flat dict, which every step looks at.
+    if type(tree) is dict and PLAIN_TENSORS.issuperset(map(type, tree.values())):
+        return False
+    return any(map(is_laid_out, trees.leaves(tree)))
 
 
 def dimension_of(leaf: Any) -> int | None:
@@ -151,6 +161,7 @@ def on_mesh(own: Tensor, mesh: DeviceMesh, dimension: int | None, shape: torch.S
     return module.DTensor.from_local(own.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
+@torch.no_grad()
 def gather(state: S) -> S:
     """The tree with whole tensors in place of parts, on every rank; a State, or any other. All ranks call it.
 
@@ -158,10 +169,10 @@ def gather(state: S) -> S:
         >>> gather({"w": torch.ones(1)})
         {'w': tensor([1.])}
     """
+    if not lies_out(state):
+        return state
     leaves, structure = trees.flatten(state)
     laid_out = [place for place, leaf in enumerate(leaves) if is_laid_out(leaf)]
-    if not laid_out:
-        return state
     cut = [place for place in laid_out if dimension_of(leaves[place]) is not None]
     found = dict(zip(cut, _wholes([leaves[place] for place in cut]), strict=True))
     for place in laid_out:
@@ -189,15 +200,14 @@ class Cut:
     def of(cls, tensor: Any) -> "Cut":
         """That of a DTensor which is cut."""
         dimension, mesh = tensor.placements[-1].dim, tensor.device_mesh
-        size = -(-tensor.shape[dimension] // mesh.size(mesh.ndim - 1))
-        return cls(tensor.shape, dimension, size, tensor.to_local().shape[dimension])
+        return _cut(tensor.shape, dimension, mesh.size(mesh.ndim - 1), tensor.to_local().shape[dimension])
 
-    @property
+    @functools.cached_property
     def rest(self) -> tuple[int, ...]:
         """The other dimensions."""
         return (*self.shape[: self.dimension], *self.shape[self.dimension + 1 :])
 
-    @property
+    @functools.cached_property
     def numel(self) -> int:
         """Elements that the part of a rank takes in a message."""
         return self.size * torch.Size(self.rest).numel()
@@ -207,20 +217,31 @@ class Cut:
         return flat.unflatten(-1, (self.size, *self.rest)).narrow(-len(self.rest) - 1, 0, count)
 
 
+@functools.lru_cache(1 << 14)
+def _cut(shape: torch.Size, dimension: int, count: int, own: int) -> Cut:
+    return Cut(shape, dimension, -(-shape[dimension] // count), own)
+
+
 def _wholes(tensors: Sequence[Any]) -> list[Tensor]:
-    """The whole of each tensor that is cut, by one message for many."""
+    """The whole of each tensor that is cut, by one message for many, or for a large one."""
     if not tensors:
         return []
     found: list[Any] = [None] * len(tensors)
     mesh = tensors[0].device_mesh
     ranks = Ranks.of(mesh, mesh.ndim - 1)
+    begun: list[tuple[list[int], list[Cut], Any, Tensor]] = []
     for places, dtype, device in buckets(tensors, widened=False):
         cuts = [Cut.of(tensors[place]) for place in places]
-        mine = torch.zeros(sum(each.numel for each in cuts), dtype=dtype, device=device)
-        for place, each, part in zip(places, cuts, mine.split([each.numel for each in cuts]), strict=True):
-            each.rows(part, each.own).copy_(tensors[place].to_local().movedim(each.dimension, 0))
-        room = torch.empty(ranks.size, len(mine), dtype=dtype, device=device)
-        together("a gathering of parts", _gathering, room, mine, ranks)
+        own = [tensors[place].to_local().movedim(each.dimension, 0) for place, each in zip(places, cuts, strict=True)]
+        if len(places) == 1 and own[0].numel() == cuts[0].numel:
+            mine = own[0].reshape(-1)
+        else:
+            mine = torch.zeros(sum(each.numel for each in cuts), dtype=dtype, device=device)
+            for each, rows, part in zip(cuts, own, mine.split([each.numel for each in cuts]), strict=True):
+                each.rows(part, each.own).copy_(rows)
+        begun.append((places, cuts, *gathering(ranks, mine)))
+    for places, cuts, work, room in begun:
+        together("a gathering of parts", work.wait)
         for place, each, parts in zip(places, cuts, room.split([each.numel for each in cuts], 1), strict=True):
             whole = parts.reshape(ranks.size * each.size, *each.rest)[: each.shape[each.dimension]]
             found[place] = whole.movedim(0, each.dimension).contiguous()
@@ -231,12 +252,12 @@ class PartSums:
     """Weighted sums of whole tensors over the ranks, of which each rank gets its part, on their way.
 
     Args:
-        tensors: of this rank; None counts for nothing.
+        tensors: of this rank; None counts for nothing. They leave the list as they are sent, to make room.
         like: DTensors which are cut: how the sums are to lie.
-        weight: of this rank, a number or a 0-d tensor.
+        share: of this rank, by which its tensors are multiplied, a number or a 0-d tensor.
     """
 
-    def __init__(self, tensors: Sequence[Tensor | None], like: Sequence[Any], weight: Any):
+    def __init__(self, tensors: list[Tensor | None], like: Sequence[Any], share: Any):
         self._like, self._buckets = like, list[tuple[list[int], list[Cut], Tensor, Any]]()
         if not like:
             return
@@ -244,43 +265,67 @@ class PartSums:
         ranks = Ranks.of(self._mesh, self._mesh.ndim - 1)
         for places, dtype, device in buckets(like):
             cuts = [Cut.of(like[place]) for place in places]
-            whole = torch.zeros(ranks.size, sum(each.numel for each in cuts), dtype=dtype, device=device)
+            whole = torch.empty(ranks.size, sum(each.numel for each in cuts), dtype=dtype, device=device)
             for place, each, parts in zip(places, cuts, whole.split([each.numel for each in cuts], 1), strict=True):
-                tensor = tensors[place]
-                if tensor is None:
+                tensor, tensors[place] = tensors[place], None
+                room = parts.unflatten(1, (each.size, *each.rest))
+                if each.size * ranks.size == each.shape[each.dimension]:
+                    rows = None if tensor is None else tensor.movedim(each.dimension, 0).unflatten(0, room.shape[:2])
+                    weighted(rows, share, room)
                     continue
-                rows = tensor.movedim(each.dimension, 0).split(each.size)
-                for part, own in zip(parts, rows, strict=False):
-                    weighted(own, weight, each.rows(part, len(own)))
+                room.zero_()
+                rows = () if tensor is None else tensor.movedim(each.dimension, 0).split(each.size)
+                for part, own in zip(room, rows, strict=False):
+                    weighted(own, share, part[: len(own)])
             mine = torch.empty(whole.shape[1], dtype=dtype, device=device)
             work = together("a sum of parts", _scattering, mine, whole, ranks)
             self._buckets.append((places, cuts, mine, work))
 
-    def wait(self, total: Tensor) -> list[Tensor]:
-        """The sums over the total, as DTensors in the dtypes of what they are like.
-
-        Args:
-            total: 0-d.
-        """
+    def wait(self) -> list[Tensor]:
+        """The sums, as DTensors in the dtypes of what they are like."""
         found: list[Any] = [None] * len(self._like)
-        for places, cuts, mine, work in self._buckets:
+        while self._buckets:
+            places, cuts, mine, work = self._buckets.pop(0)
             together("a sum of parts", work.wait)
             for axis in range(self._mesh.ndim - 1):
                 group = Ranks.of(self._mesh, axis).group
                 together("a sum over ranks", lambda mine=mine, group=group: dist.all_reduce(mine, group=group))
-            mine.div_(total.to(mine.device, mine.real.dtype))
             for place, each, part in zip(places, cuts, mine.split([each.numel for each in cuts]), strict=True):
                 own = each.rows(part, each.own).movedim(0, each.dimension).to(self._like[place].dtype)
                 found[place] = on_mesh(own, self._mesh, each.dimension, each.shape)
         return found
 
 
-def _gathering(room: Tensor, mine: Tensor, ranks: Ranks) -> None:
-    _all_gather(room.view(-1), mine, group=ranks.group)
-
-
 def _scattering(mine: Tensor, whole: Tensor, ranks: Ranks) -> Any:
-    return _reduce_scatter(mine, whole.view(-1), group=ranks.group, async_op=True)
+    return reduce_scatter(mine, whole.view(-1), group=ranks.group, async_op=True)
+
+
+def summed(ranks: Ranks, tensors: list[Any], like: Sequence[Any], share: Any) -> list[Tensor]:
+    """Weighted sums of tensors over the ranks, each of which lies as what it is like.
+
+    Args:
+        ranks: who takes part.
+        tensors: of this rank; None counts for nothing. They leave the list as they are sent, to make room.
+        like: what they are like, tensors and DTensors.
+        share: of this rank, by which its tensors are multiplied, a number or a 0-d tensor.
+
+    Example:
+        >>> from tnt_func.distributed.world import init, mesh
+        >>> with init() as world:
+        ...     summed(Ranks.of(mesh(world)), [torch.ones(2)], [torch.ones(2)], 0.5)
+        [tensor([0.5000, 0.5000])]
+    """
+    if not any(map(is_laid_out, like)):
+        return Sums(ranks, tensors, like, share).wait()
+    cut = [dimension_of(leaf) is not None for leaf in like]
+    whole, parted = ([place for place, each in enumerate(cut) if each is which] for which in (False, True))
+    own = [[tensors[place] for place in places] for places in (whole, parted)]
+    tensors.clear()
+    local = [like[place].to_local() if is_laid_out(like[place]) else like[place] for place in whole]
+    sums, parts = Sums(ranks, own[0], local, share), PartSums(own[1], [like[place] for place in parted], share)
+    found = dict(zip(parted, parts.wait(), strict=True))
+    found |= {place: laid_like(x, like[place]) for place, x in zip(whole, sums.wait(), strict=True)}
+    return [found[place] for place in range(len(like))]
 
 
 def laid_like(tree: PyTree, like: PyTree) -> PyTree:
@@ -305,12 +350,22 @@ def settled(after: State, before: State) -> State:
 def settled_like(new: PyTree, old: PyTree) -> PyTree:
     """A tree whose leaves lie as those of another do, and are plain tensors elsewhere."""
     leaves, structure = trees.flatten(new)
-    same = dict(trees.named_leaves(old))
-    for place, (path, leaf) in enumerate(trees.named_leaves(new)):
-        if not is_laid_out(leaf):
-            continue
-        if not is_laid_out(same.get(path)):
+    laid_out = [place for place, leaf in enumerate(leaves) if is_laid_out(leaf)]
+    if not laid_out:
+        return new
+    before, its = trees.flatten(old)
+    if its == structure and all(_lie_alike(leaves[place], before[place]) for place in laid_out):
+        return new
+    same, paths = dict(trees.named_leaves(old)), trees.paths(new)
+    for place in laid_out:
+        leaf: Any = leaves[place]
+        other: Any = same.get(paths[place])
+        if not is_laid_out(other):
             leaves[place] = leaf.full_tensor()
-        elif leaf.placements != same[path].placements:
-            leaves[place] = leaf.redistribute(leaf.device_mesh, same[path].placements)
+        elif not _lie_alike(leaf, other):
+            leaves[place] = leaf.redistribute(leaf.device_mesh, other.placements)
     return trees.unflatten(leaves, structure)
+
+
+def _lie_alike(leaf: Any, other: Any) -> bool:
+    return is_laid_out(other) and leaf.placements == other.placements
