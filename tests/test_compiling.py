@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import tnt_func as tnt
 from tnt_func.compiling import Compiled, FallbackWarning, RecompilationWarning, compiled
-from tnt_func.compiling.invariants import settle
 from tnt_func.compiling.plans import Plan
+from tnt_func.compiling.rewrites import part_biases, settle
 from tnt_func.compiling.templates import giving, taking
 from tnt_func.errors import ContractError, StructureError, TreeError, UsageError
 
@@ -287,3 +287,17 @@ def test_what_many_elements_share_is_calculated_once(members: int):
     module = make_fx(torch.vmap(update) if members else update)(*given)
     expected = module(*given)
     assert settle(module) > 0 and torch.equal(module(*given), expected)
+
+
+def test_biases_are_parted_where_that_rounds_no_more():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    torch.manual_seed(0)
+    for dtype, parted in ((torch.float32, 1), (torch.float64, 1), (torch.bfloat16, 0)):
+        given = torch.randn(2, dtype=dtype), torch.randn(3, 4, dtype=dtype), torch.randn(4, 2, dtype=dtype)
+        module = make_fx(torch.addmm)(*given)
+        expected = module(*given)
+        assert part_biases(module) == parted
+        torch.testing.assert_close(module(*given), expected, rtol=1e-6, atol=1e-6)
+        module = make_fx(lambda *args: torch.addmm(*args, beta=2))(*given)
+        assert part_biases(module) == 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from tnt_func.compiling.invariants import settle
+from tnt_func.compiling.rewrites import part_biases, settle
 
 Backend: TypeAlias = Literal["inductor", "aot_eager"]
 Run: TypeAlias = Callable[[list[Any]], Any]
@@ -46,6 +46,7 @@ def lower(graph: GraphModule, inputs: list[Tensor], backend: Backend, options: M
     cpu = all(isinstance(x, Tensor) and x.device.type == "cpu" for x in inputs)
     patches = {**OPTIONS, "cpp_wrapper": cpu, **options}
     if cpu:
+        part_biases(graph)
         settle(graph)
     # Its cache keeps what goes round the graph too, which is not used here; that of the graph's code is.
     with torch.no_grad(), functorch.patch(enable_autograd_cache=False):
