@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,10 @@ import tnt_func
 ROOT = Path(__file__).parent.parent
 MODULES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorted(ROOT.glob("tnt_func/**/*.py"))}
 FLOORS_6_AND_7 = {"checkpoint", "pausing", "replay", "distributed", "reports", "observers", "testing"}
+BROUGHT_IN = set(
+    "arguments asserts callbacks compiling compose data descent donation errors events gradients loop metrics model "
+    "optim progress pytree recipes rng runs schedules state transforms transitions treemath types unit".split()
+)
 CODE = ("tnt_func", "tests", "property_tests", "examples", "benchmarks")
 OPTIONAL = (
     "hypothesis ignite lightning matplotlib mlflow numpy pandas psutil pyarrow pynvml pytest rich safetensors scipy "
@@ -169,14 +174,49 @@ assert before == after, [what for what in before if before[what] != after[what]]
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
+def test_import_brings_in_what_the_loop_needs():
+    run = fresh_python("""
+import json, sys, torch
+before = set(sys.modules)
+import tnt_func
+print(json.dumps(sorted(set(sys.modules) - before)))
+""")
+    names = [name.split(".") for name in json.loads(run.stdout)]
+    assert {at[1] for at in names if at[0] == "tnt_func" and len(at) > 1} == BROUGHT_IN
+    assert "beartype" not in {at[0] for at in names}
+
+
+def test_names_that_wait_are_those_that_type_checkers_read():
+    [block] = [node for node in MODULES[Path("tnt_func", "__init__.py")].body if isinstance(node, ast.If)]
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    read = {(node.module, alias.name, alias.asname) for node in imports for alias in node.names}
+    later: dict[str, tuple[str, ...]] = vars(tnt_func)["_LATER"]
+    names = {(f"tnt_func.{package}", name) for package in later for name in later[package]}
+    assert read == {("tnt_func", name, name) for name in later} | {(module, name, name) for module, name in names}
+    assert all(getattr(tnt_func, name) is import_module(f"tnt_func.{name}") for name in later)
+    assert all(getattr(tnt_func, name) is getattr(import_module(module), name) for module, name in names)
+    assert later.keys() | {name for _, name in names} <= {*dir(tnt_func)} & {*vars(tnt_func)["__all__"]}
+
+
+def test_a_name_that_is_not_there_is_named():
+    with pytest.raises(AttributeError, match="module 'tnt_func' has no attribute 'trian'"):
+        getattr(tnt_func, "trian")  # noqa: B009
+
+
 # Aliases of types defined elsewhere (`Batch = Any`) have no docstring of their own.
 PUBLIC = {
     name: value
-    for name, value in vars(tnt_func).items()
+    for name in dir(tnt_func)
+    for value in [getattr(tnt_func, name)]
     if not name.startswith("_")
     and not isinstance(value, ModuleType)
     and getattr(value, "__module__", "").startswith("tnt_func")
 }
+
+
+def test_no_public_name_is_that_of_a_module():
+    # The first import of the module would put it in the place of the function.
+    assert PUBLIC.keys() & {path.with_suffix("").parts[1] for path in MODULES} == set()
 
 
 def test_public_names_are_there():

@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 from tnt_func.compiling import Compilation, OnCompile
-from tnt_func.compiling.steps import listeners
 from tnt_func.types import typed
 
 
@@ -30,6 +29,10 @@ def compilations(*, file: Any = None) -> OnCompile:
         >>> import tnt_func as tnt
         >>> unit = tnt.compiled(tnt.EvalUnit(eval_step=max), on_compile=compilations())
     """
+    return _lines(file)
+
+
+def _lines(file: Any) -> OnCompile:
     begun: dict[tuple[str, int], float] = {}
 
     def printing(compilation: Compilation) -> None:
@@ -44,12 +47,10 @@ def compilations(*, file: Any = None) -> OnCompile:
     return printing
 
 
-_to_a_terminal = compilations()
+_to_the_error = _lines(None)
 
 
-def _tell(compilation: Compilation) -> None:
+def to_a_terminal(compilation: Compilation) -> None:
+    """Print where the standard error is a terminal."""
     if sys.stderr.isatty():
-        _to_a_terminal(compilation)
-
-
-listeners.append(_tell)
+        _to_the_error(compilation)
