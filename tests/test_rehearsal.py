@@ -122,6 +122,7 @@ def test_what_a_run_takes():
     assert numbers == pytest.approx({"epoch_seconds": 5.0, "run_seconds": 10.0})
     assert facts == {"epoch": "10 train steps and 4 eval steps, about 5.0 s", "run": "about 10 s to go"}
     assert ahead(whole, epochs=2, steps=10)[0]["run_seconds"] == pytest.approx(5.0)
+    assert ahead({"train": train._replace(length=1)}, epochs=1, steps=10)[1]["epoch"].startswith("1 train step, ")
     assert "run" not in ahead(whole, epochs=math.inf, steps=math.inf)[1]
     unknown, words = ahead({"train": train._replace(length=None)}, epochs=2, steps=100)
     assert unknown == pytest.approx({"run_seconds": 30.0}) and words["epoch"].startswith("of unknown length")

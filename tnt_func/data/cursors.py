@@ -16,9 +16,10 @@ Example:
     True
 """
 
+import inspect
 import itertools
 import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -242,3 +243,19 @@ def _check_type(data: Any, phase: Phase) -> None:
             f"the {phase} data is {kind_of(data)}; data is an iterable of batches, a function epoch -> "
             f"iterable or a Pipeline. Write {advice}."
         )
+    if not isinstance(data, (Iterable, Pipeline)) and not _takes_an_epoch(data):
+        name = getattr(data, "__name__", "batches")
+        raise UsageTypeError(
+            f"the {phase} data is {kind_of(data)}, {name}{inspect.signature(data)}; a function is called with the "
+            f"number of every epoch, and returns its batches. Write lambda epoch: {name}()."
+        )
+
+
+def _takes_an_epoch(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(0)
+    except TypeError:
+        return False
+    except ValueError:  # Of a builtin nothing is known.
+        pass
+    return True

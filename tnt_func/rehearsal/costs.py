@@ -86,7 +86,7 @@ def ahead(paces: Mapping[str, Pace], *, epochs: float, steps: float) -> tuple[di
     if not known:
         numbers, facts = {}, {"epoch": "of unknown length, for the data has no len()"}
     else:
-        counts = " and ".join(f"{its.length:,} {name} steps" for name, its in paces.items())
+        counts = " and ".join(f"{its.length:,} {name} step{'s' * (its.length != 1)}" for name, its in paces.items())
         numbers, facts = {"epoch_seconds": epoch}, {"epoch": f"{counts}, about {duration(epoch)}"}
     a_step = epoch / train.length if known and train.length else train.seconds
     # An unknown epoch says nothing of epochs.
