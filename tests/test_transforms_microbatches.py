@@ -1,5 +1,6 @@
 """What micro-batches are made of, and what they refuse."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 import tnt_func as tnt
 from tnt_func import optim
 from tnt_func.errors import ContractError, UsageError, UsageTypeError
-from tnt_func.transforms.microbatches import split_rows
+from tnt_func.transforms.microbatches import OnceAStep, split_rows
 from tnt_func.unit import TrainUnit
 
 T = tnt.transforms
@@ -142,3 +143,14 @@ def test_what_no_mean_can_be_taken_of_is_refused_by_name(output: Any, message: s
 def test_a_count_is_positive():
     with pytest.raises(UsageError, match="count=0; a batch has at least one part. Write count=1"):
         T.microbatch(unit_of({}), 0)
+
+
+def test_what_waits_for_other_processes_is_refused_however_deep_it_is():
+    class Everywhere(OnceAStep):
+        def __call__(self, *args: Any) -> Any: ...
+
+    step = replace(tnt.minimize(max, optim.sgd(1.0)), differentiate=Everywhere())
+    unit = TrainUnit(train_step=step)
+    for given in (unit, T.autocast(unit, torch.float16)):
+        with pytest.raises(UsageError, match=r"Apply data_parallel last: data_parallel\(tnt.transforms.microbatch\("):
+            T.microbatch(given, 2)

@@ -42,10 +42,12 @@ from tnt_func.distributed.collectives import Exchange, Scalars
 from tnt_func.distributed.outputs import Sharing, averaged, check_rows, joined, of_step
 from tnt_func.distributed.shards import gather, laid_like, lies_out, settled, settled_like, summed
 from tnt_func.distributed.world import Ranks
+from tnt_func.donation import spend
 from tnt_func.errors import ContractError, UsageError
 from tnt_func.metrics import Metric
 from tnt_func.optim.layout import Layout, is_traced, layout
 from tnt_func.state import State
+from tnt_func.transforms.microbatches import OnceAStep
 from tnt_func.transforms.seams import Around, inside, on_descent, on_train_step
 from tnt_func.types import Batch, Generator, Output, Phase, PyTree, typed
 from tnt_func.unit import EvalUnit, FitUnit, Hook, PredictUnit, TrainUnit, hook_of, parts, step_of, then
@@ -77,7 +79,8 @@ def data_parallel(
 
     Where the State lies is its own affair: `replicate`, or `shard` for parameters of which each rank keeps a part.
 
-    Apply it last, around `microbatch` and the rest: then micro-batches are summed up before ranks tell each other.
+    Apply it last, around `microbatch`, `compiled` and the rest: micro-batches are summed up before ranks tell each
+    other, and of a compiled step the gradient is a graph, after which ranks talk, and the update is as it is.
 
     Args:
         unit: of any kind; its train step is made by `minimize`, and outputs are mappings, but for predictions.
@@ -92,8 +95,8 @@ def data_parallel(
             either, changing buffers is an error.
 
     Raises:
-        UsageError: the step is not made by `minimize`, or takes micro-batches that were to be synchronised; a metric is
-            not there.
+        UsageError: the step is not made by `minimize`, is compiled with the update in its graph, or takes micro-batches
+            that were to be synchronised; a metric is not there. At a step, where it is traced.
         ContractError: at a step, where the output has no weight or what is neither number nor rows, or buffers change,
             or are not the same.
         RankError: at a step, where ranks are at different points, or one has left.
@@ -187,7 +190,7 @@ def _key(ranks: Ranks, state: State, phase: Phase) -> rng.Key:
 
 
 @dataclass(frozen=True)
-class Averaged:
+class Averaged(OnceAStep):
     """The slope of a batch out of those of its parts, one on each rank."""
 
     differentiate: Differentiate
@@ -275,9 +278,13 @@ class Placed(Around):
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
         """The step."""
-        after, output = self.inner(state, batch)
         if not lies_out(state.params):
-            return after, output
+            return self.inner(state, batch)
+        # No kernel writes into parts, so what a donating step was given is let go of, and nothing in it written over.
+        step = inside(self.inner, Descent, lambda descent: replace(descent, donates=False))
+        after, output = step(state, batch)
+        if self.donates:
+            spend(state)
         return settled(after, state), settled_like(output, None)
 
 

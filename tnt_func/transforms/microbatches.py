@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from tnt_func import pytree as trees
-from tnt_func.descent import Differentiate, Objective, Slope
+from tnt_func.descent import Descent, Differentiate, Objective, Slope
 from tnt_func.errors import ContractError, UsageError, UsageTypeError, kind_of
 from tnt_func.optim.layout import layout
 from tnt_func.schedules.curves import dtype_on
 from tnt_func.state import State
+from tnt_func.transforms.precision import Scaled
 from tnt_func.transforms.seams import U, on_descent
 from tnt_func.types import Batch, Output, PyTree, typed
 
@@ -90,7 +91,7 @@ def microbatch(
         split: `(batch, count) -> parts`.
 
     Raises:
-        UsageError: the count is not positive, or the step is not made by `minimize`.
+        UsageError: the count is not positive, the step is not made by `minimize`, or other processes take part in it.
         UsageTypeError: at a step, where the batch cannot be split.
         ContractError: at a step, where the output has no weight, or an entry of which no mean can be taken.
 
@@ -104,13 +105,29 @@ def microbatch(
     if count < 1:
         raise UsageError(f"microbatch was given count={count}; a batch has at least one part. Write count=1.")
     names = frozenset((weight, *summed))
-    return on_descent(
-        unit,
-        "microbatch",
-        lambda descent: replace(
-            descent, differentiate=Microbatches(descent.differentiate, count, weight, names, split)
-        ),
-    )
+
+    def parted(descent: Descent) -> Descent:
+        found = descent.differentiate
+        while isinstance(found, Scaled):
+            found = found.differentiate
+        if isinstance(found, OnceAStep):
+            raise UsageError(
+                f"microbatch was given a unit of data_parallel, whose ranks wait for each other where a gradient is "
+                "found; they do so once a step, and not for each micro-batch. Apply data_parallel last: "
+                f"data_parallel(tnt.transforms.microbatch(unit, {count}), mesh)."
+            )
+        return replace(descent, differentiate=Microbatches(descent.differentiate, count, weight, names, split))
+
+    return on_descent(unit, "microbatch", parted)
+
+
+class OnceAStep:
+    """What finds a gradient together with other processes: of a whole batch, and of no part of one.
+
+    Example:
+        >>> isinstance(Microbatches(max, 2, "num_samples", frozenset(), split_rows), OnceAStep)
+        False
+    """
 
 
 @dataclass(frozen=True)
