@@ -20,8 +20,10 @@ from pathlib import Path
 from tnt_func.errors import UsageError
 from tnt_func.observers.history import History
 from tnt_func.observers.lines import Lines
-from tnt_func.observers.rows import FIELDS, Place, Row
+from tnt_func.observers.rows import Place, Row
 from tnt_func.types import typed
+
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 @typed
@@ -89,8 +91,7 @@ class JsonlWriter:
     def write(self, row: Row) -> None:
         """Append a line."""
         metrics = {name: value if math.isfinite(value) else repr(value) for name, value in row.metrics.items()}
-        values = {**dict(zip(FIELDS, row, strict=False)), "metrics": metrics}
-        self._lines.append(json.dumps(values, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        self._lines.append(ENCODER.encode({**row._asdict(), "metrics": metrics}).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file."""

@@ -73,11 +73,14 @@ class ProgressBar:
 
     def __call__(self, event: Event) -> None:
         """Move the bar of the phase."""
-        if event.point in ("epoch_start", "fetched") and event.phase not in self._bars:
-            self._bars[event.phase] = self._bar(event)
-        elif event.point in ("step_end", "epoch_end") and event.phase in self._bars:
-            self._move(event, self._bars[event.phase])
-        elif event.point in ("paused", "failed") or (event.point, event.phase) == ("start", "train"):
+        phase, point = event.phase, event.point
+        if point in ("step_end", "epoch_end"):
+            if phase in self._bars:
+                self._move(event, self._bars[phase])
+        elif point in ("epoch_start", "fetched"):
+            if phase not in self._bars:
+                self._bars[phase] = self._bar(event)
+        elif point in ("paused", "failed") or (point == "start" and phase == "train"):
             self.close()
 
     def close(self) -> None:
@@ -103,12 +106,14 @@ class ProgressBar:
         )
 
     def _move(self, event: Event, bar: Any) -> None:
+        if bar.disable:
+            return
         phase, state = event.phase, event.state
         over = event.point == "epoch_end"
         if not over:
             bar.update(state.progress.of(phase).steps_in_epoch - bar.n)
-        if not bar.disable and (over or time.monotonic() >= self._due):
-            self._due = time.monotonic() + self._seconds
+        if (now := time.monotonic()) >= self._due or over:
+            self._due = now + self._seconds
             found = metrics_of(event, members=False)
             if found or not over:
                 bar.set_postfix(found or numbers(state.output), refresh=False)
