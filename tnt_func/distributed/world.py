@@ -115,8 +115,10 @@ def _joined(patience: timedelta) -> tuple[Any, int, int]:
     store, began = None, time.monotonic()
     try:
         store, rank, size = next(rendezvous("env://", timeout=patience))
-        # torchrun's store outlives the processes that it starts anew, and so do the addresses that those left there.
-        store = dist.PrefixStore(f"tnt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # pyright: ignore
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # That store outlives the processes that torchrun starts anew, and so do the addresses that they left in it.
+            # Where each attempt has a store of its own, agents that came later count attempts in another way.
+            store = dist.PrefixStore(f"tnt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # pyright: ignore
         store.set(f"{rank}", "here")
         left = patience - timedelta(seconds=time.monotonic() - began)
         store.wait([f"{each}" for each in range(size)], max(left, timedelta(seconds=1)))
