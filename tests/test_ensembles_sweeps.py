@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import tnt_func as tnt
 from tnt_func import optim
 from tnt_func.ensembles import Table
-from tnt_func.errors import UsageError
+from tnt_func.errors import UsageError, UsageTypeError
 
 GRID = {"lr": [0.1, 0.5, 1.0], "weight_decay": [0.0, 0.3]}
 
@@ -64,6 +64,8 @@ def test_the_best_row_is_never_nan():
     assert table.best("loss")["lr"] == 2 and table.best("loss", "max")["lr"] == 3
     assert str(table) == "lr  loss\n 1   nan\n 2  0.25\n 3   0.5"
     assert table.to_pandas().loss[2] == 0.5
+    with pytest.raises(UsageTypeError, match="mode='minimum'"):
+        table.best("loss", "minimum")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="all 1 are NaN"):
         Table({"lr": (1,)}, {"lr": [1], "loss": [math.nan]}).best("loss")
 

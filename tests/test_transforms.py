@@ -135,8 +135,12 @@ def by_hand(state: tnt.State, batch: Any) -> Any:
 @pytest.mark.parametrize("name", [n for n in TRANSFORMS if n not in ("ema", "swa", "detect_anomaly")])
 def test_what_reaches_into_a_step_needs_minimize(name: str):
     unit = tnt.FitUnit(train_unit=tnt.TrainUnit(train_step=by_hand), eval_unit=tnt.EvalUnit(eval_step=by_hand))
-    with pytest.raises(UsageError, match=r"train_step is <function by_hand.*Write train_step=tnt\.minimize\(objective"):
+    with pytest.raises(UsageError, match=r"train_step is by_hand; .*Write train_step=tnt\.minimize\(objective"):
         TRANSFORMS[name](unit)
+    # Neither the weights nor the rest of the network that is inside are in the message.
+    single, _ = tnt.supervised(nn.Linear(2, 1), F.mse_loss, optim.sgd(0.1), key=tnt.key(0))
+    with pytest.raises(UsageError, match=r"train_step is an EnsembleStep; .* before .*ensemble or compiled"):
+        TRANSFORMS[name](tnt.ensemble(single, 2))
 
 
 def test_slots_have_names_of_their_own():

@@ -67,11 +67,12 @@ class Table:
     def __len__(self) -> int:
         return math.prod(map(len, self.axes.values()))
 
+    @typed
     def best(self, name: str, mode: Mode = "min") -> dict[str, Any]:
         """The row whose value is least, or most in mode "max"; NaN is never.
 
         Raises:
-            UsageError: there is no such column, or no number in it.
+            UsageError, UsageTypeError: there is no such column, no number in it, or no such mode.
         """
         sign = 1.0 if mode == "min" else -1.0
         rows = [row for row, value in zip(self, self._column(name), strict=True) if not math.isnan(value)]

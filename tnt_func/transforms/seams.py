@@ -19,7 +19,7 @@ from tnt_func import pytree as trees
 from tnt_func import treemath
 from tnt_func.descent import Amendment, Descent
 from tnt_func.donation import donates, donating
-from tnt_func.errors import UsageError
+from tnt_func.errors import UsageError, kind_of
 from tnt_func.optim.layout import is_traced
 from tnt_func.state import State
 from tnt_func.types import PyTree
@@ -87,16 +87,17 @@ def on_descent(unit: U, name: str, change: Callable[[Descent], Descent]) -> U:
     Example:
         >>> on_descent(TrainUnit(train_step=max), "microbatch", lambda descent: descent)
         Traceback (most recent call last):
-        tnt_func.errors.UsageError: microbatch was given a unit whose train_step is <built-in function max>; it ...
+        tnt_func.errors.UsageError: microbatch was given a unit whose train_step is max; it reaches ...
     """
 
     def changed(step: Any) -> Any:
         found = inside(step, Descent, change)
         if found is None:
+            what = getattr(step, "__qualname__", kind_of(step))
             raise UsageError(
-                f"{name} was given a unit whose train_step is {step!r}; it reaches into steps that tnt.minimize makes. "
-                "Write train_step=tnt.minimize(objective, optimizer), and transform units before sequence, alternate "
-                "or focus makes one of them."
+                f"{name} was given a unit whose train_step is {what}; it reaches into steps that tnt.minimize makes. "
+                "Write train_step=tnt.minimize(objective, optimizer), and transform units before sequence, alternate, "
+                "focus, ensemble or compiled makes one of them."
             )
         return found
 
