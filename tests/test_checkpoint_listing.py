@@ -8,7 +8,7 @@ import torch
 
 import tnt_func as tnt
 from tnt_func.checkpoint import best, checkpoints, latest, name, resume, save
-from tnt_func.errors import CheckpointError, StructureError
+from tnt_func.errors import CheckpointError, StructureError, UsageError
 from tnt_func.metrics import mean
 from tnt_func.progress import Progress, RunProgress
 from tnt_func.state import State
@@ -67,6 +67,15 @@ def test_resume_takes_the_latest_good_one_and_says_what_it_passed_over(tmp_path:
     (tmp_path / name(at(1)) / "checkpoint.json").unlink()
     with pytest.raises(CheckpointError, match="every checkpoint in"):
         resume(tmp_path, like)
+
+
+def test_a_checkpoint_or_a_file_is_not_resumed_from_by_beginning_anew(tmp_path: Path):
+    put(tmp_path, 3)
+    with pytest.raises(UsageError, match=r"which is one checkpoint; .* Write resume\(.*or restore\(path, like\)"):
+        resume(tmp_path / name(at(3)), at(0))
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(UsageError, match="which is a file"):
+        resume(tmp_path / "model.pt", at(0))
 
 
 def test_another_model_is_no_damage(tmp_path: Path):

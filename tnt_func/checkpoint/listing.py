@@ -22,8 +22,8 @@ from typing import Any
 from tnt_func import pytree as trees
 from tnt_func.checkpoint.manifest import Manifest
 from tnt_func.checkpoint.restoring import Device, inspect, restore
-from tnt_func.checkpoint.saving import save
-from tnt_func.errors import CheckpointError, StructureError
+from tnt_func.checkpoint.saving import MANIFEST, save
+from tnt_func.errors import CheckpointError, StructureError, UsageError
 from tnt_func.state import State
 from tnt_func.types import Mode, Phase, typed
 
@@ -160,6 +160,7 @@ def resume(directory: Directory, like: State, *, device: Device | None = None, n
         like, device, new_slots: as in `restore`.
 
     Raises:
+        UsageError: the path is no directory of checkpoints but a file, or one checkpoint.
         CheckpointError: there are checkpoints, and all are damaged.
         StructureError: the latest good one does not fit `like`.
 
@@ -168,6 +169,13 @@ def resume(directory: Directory, like: State, *, device: Device | None = None, n
         >>> resume("nowhere", State(params=1.0, key=key(0))).params
         1.0
     """
+    path = Path(directory)
+    if path.is_file() or (path / MANIFEST).is_file():
+        what = "a file" if path.is_file() else "one checkpoint"
+        raise UsageError(
+            f"resume was given {str(path)!r}, which is {what}; it looks through a directory of checkpoints, and begins "
+            f"anew where there is none. Write resume({str(path.parent)!r}, like), or restore(path, like) for one."
+        )
     reasons = list[str]()
     for path in reversed(checkpoints(directory)):
         try:
