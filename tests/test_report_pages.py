@@ -263,7 +263,7 @@ def contrast(a: str, b: str) -> float:
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_colours_stand_out(scheme: int):
-    style = (Path(tnt.__file__).parent / "report" / "page.css").read_text()
+    style = (Path(tnt.__file__).parent / "reports" / "page.css").read_text()
     colours = dict(re.findall(r"--(\w+): (#\w+)", style.split(":root {")[1 + scheme].partition("}")[0]))
     for ground in ("card", "ground"):
         assert all(contrast(colours[text], colours[ground]) >= 4.5 for text in ("ink", "quiet", "warn"))
