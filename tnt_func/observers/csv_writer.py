@@ -36,10 +36,12 @@ def csv_writer(path: str | os.PathLike[str]) -> "CsvWriter":
     appears whole. A cell is empty where its row has no such metric; floats read back as they were, NaN as "nan".
 
     Args:
-        path: of the file; it and its directory are made when a run starts. It belongs to one run at a time.
+        path: of the file; it and its directory are made when a run starts. It belongs to one run at a time:
+            among several ranks write rank_zero(...) around, or f"rank-{world.rank}..." here.
 
     Raises:
-        UsageError: out of the run, when the file holds something else, or a metric has a line break in its name.
+        UsageError: out of the run, when the file holds something else or another process writes it, or a metric's name
+            has a line break.
         CheckpointError: out of the run, when a line cannot be written.
 
     Example:

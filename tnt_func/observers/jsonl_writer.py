@@ -33,10 +33,11 @@ def jsonl_writer(path: str | os.PathLike[str]) -> "JsonlWriter":
     JSON has no number for what is not finite; it is written as "nan", "inf" or "-inf", which `float` reads.
 
     Args:
-        path: of the file; it and its directory are made when a run starts. It belongs to one run at a time.
+        path: of the file; it and its directory are made when a run starts. It belongs to one run at a time:
+            among several ranks write rank_zero(...) around, or f"rank-{world.rank}..." here.
 
     Raises:
-        UsageError: out of the run, when the file holds something else.
+        UsageError: out of the run, when the file holds something else or another process writes it.
         CheckpointError: out of the run, when a line cannot be written.
 
     Example:

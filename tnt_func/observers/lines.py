@@ -11,11 +11,17 @@ Example:
     [b'one\\n', b'two\\n']
 """
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tnt_func.errors import CheckpointError
+from tnt_func.errors import CheckpointError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows has none.
+    fcntl = None
 
 
 class Lines:
@@ -38,13 +44,19 @@ class Lines:
         return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
 
     def begin(self, lines: Iterable[bytes]) -> None:
-        """Let the file hold these lines, and be ready for more."""
+        """Let the file hold these lines, and be ready for more.
+
+        Raises:
+            UsageError: another process has it open for more.
+        """
         self.close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = b"".join(lines)
-        if not self.path.exists() or self.path.read_bytes() != content:
+        self._file = owned(self.path)
+        if os.fstat(self._file).st_size != len(content) or os.pread(self._file, len(content), 0) != content:
             overwrite(self.path, content)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            self.close()
+            self._file = owned(self.path)
 
     def append(self, line: bytes) -> None:
         """Add a line.
@@ -60,6 +72,32 @@ class Lines:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def owned(path: Path) -> int:
+    """Open a file to add to, which no other process may have open so until this one closes it, or ends.
+
+    Raises:
+        UsageError: another process has.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            # Of the process alone: a worker that outlives a killed run does not keep the file from the next one.
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(file)
+                raise UsageError(
+                    f"{path} is being written by another process; a file belongs to one run at a time. Of several "
+                    "ranks let one write it, rank_zero(recorder(...)), or give each a file of its own, "
+                    'jsonl_writer(f"rank-{world.rank}.jsonl").'
+                ) from error
+            # Some file systems have no locks.
+        if os.path.exists(path) and os.path.samestat(os.fstat(file), os.stat(path)):
+            return file
+        os.close(file)  # Another process has put a new file in its place meanwhile.
 
 
 def append(file: int, content: bytes, path: Path) -> None:
