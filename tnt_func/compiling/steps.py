@@ -25,8 +25,8 @@ from tnt_func.types import Batch, Output, Phase, PyTree
 from tnt_func.unit import Step
 
 MODEL = ("params", "buffers", "opt_state")
-LARGE = 80_000
-"""Parameters from which on an optimizer's own kernel outruns the one that is generated for it."""
+LARGE = 10_000_000
+"""Parameters from which on memory is what a step waits for, and one graph of the whole needs more of it."""
 SLOT = "memory "
 
 

@@ -31,7 +31,7 @@ def compiled(
         unit: its steps are functions of params, buffers, opt_state, the batch and the unit's own slots of memory.
             Transforms come before: `compiled(ema(microbatch(unit, 4)))`.
         form: "step" is one graph of the whole step; "gradients" one of what `tnt.minimize` differentiates, followed by
-            the optimizer as it is; "auto" is the first up to some 80,000 parameters, where it is the faster one.
+            the optimizer as it is; "auto" is the first up to 10 million parameters, where it is the faster one.
         dynamic: whether one graph serves batches of any size from 2 on. If not, each size is compiled.
         metrics: whether metrics are merged inside; write False for one that grows, or that looks at values.
         backend: "inductor", or "aot_eager", which traces and checks the same and generates no code.
