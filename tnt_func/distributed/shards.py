@@ -37,6 +37,8 @@ from tnt_func.state import State
 from tnt_func.types import PyTree, typed
 
 S = TypeVar("S")
+AT_ONCE = 2
+"""Messages of parts that are on their way: gloo holds a copy of each, and does as many at once."""
 Rule: TypeAlias = Callable[[str], int | None]
 """Of the path of a parameter: which dimension is cut, or None for the whole of it on every rank."""
 
@@ -230,6 +232,14 @@ def _wholes(tensors: Sequence[Any]) -> list[Tensor]:
     mesh = tensors[0].device_mesh
     ranks = Ranks.of(mesh, mesh.ndim - 1)
     begun: list[tuple[list[int], list[Cut], Any, Tensor]] = []
+
+    def settle() -> None:
+        places, cuts, work, room = begun.pop(0)
+        together("a gathering of parts", work.wait)
+        for place, each, parts in zip(places, cuts, room.split([each.numel for each in cuts], 1), strict=True):
+            whole = parts.reshape(ranks.size * each.size, *each.rest)[: each.shape[each.dimension]]
+            found[place] = whole.movedim(0, each.dimension).contiguous()
+
     for places, dtype, device in buckets(tensors, widened=False):
         cuts = [Cut.of(tensors[place]) for place in places]
         own = [tensors[place].to_local().movedim(each.dimension, 0) for place, each in zip(places, cuts, strict=True)]
@@ -239,12 +249,11 @@ def _wholes(tensors: Sequence[Any]) -> list[Tensor]:
             mine = torch.zeros(sum(each.numel for each in cuts), dtype=dtype, device=device)
             for each, rows, part in zip(cuts, own, mine.split([each.numel for each in cuts]), strict=True):
                 each.rows(part, each.own).copy_(rows)
+        if len(begun) == AT_ONCE:
+            settle()
         begun.append((places, cuts, *gathering(ranks, mine)))
-    for places, cuts, work, room in begun:
-        together("a gathering of parts", work.wait)
-        for place, each, parts in zip(places, cuts, room.split([each.numel for each in cuts], 1), strict=True):
-            whole = parts.reshape(ranks.size * each.size, *each.rest)[: each.shape[each.dimension]]
-            found[place] = whole.movedim(0, each.dimension).contiguous()
+    while begun:
+        settle()
     return found
 
 
@@ -259,6 +268,7 @@ class PartSums:
 
     def __init__(self, tensors: list[Tensor | None], like: Sequence[Any], share: Any):
         self._like, self._buckets = like, list[tuple[list[int], list[Cut], Tensor, Any]]()
+        self._found: list[Any] = [None] * len(like)
         if not like:
             return
         self._mesh = like[0].device_mesh
@@ -277,23 +287,27 @@ class PartSums:
                 rows = () if tensor is None else tensor.movedim(each.dimension, 0).split(each.size)
                 for part, own in zip(room, rows, strict=False):
                     weighted(own, share, part[: len(own)])
+            if len(self._buckets) == AT_ONCE:
+                self._settle()
             mine = torch.empty(whole.shape[1], dtype=dtype, device=device)
             work = together("a sum of parts", _scattering, mine, whole, ranks)
             self._buckets.append((places, cuts, mine, work))
 
     def wait(self) -> list[Tensor]:
         """The sums, as DTensors in the dtypes of what they are like."""
-        found: list[Any] = [None] * len(self._like)
         while self._buckets:
-            places, cuts, mine, work = self._buckets.pop(0)
-            together("a sum of parts", work.wait)
-            for axis in range(self._mesh.ndim - 1):
-                group = Ranks.of(self._mesh, axis).group
-                together("a sum over ranks", lambda mine=mine, group=group: dist.all_reduce(mine, group=group))
-            for place, each, part in zip(places, cuts, mine.split([each.numel for each in cuts]), strict=True):
-                own = each.rows(part, each.own).movedim(0, each.dimension).to(self._like[place].dtype)
-                found[place] = on_mesh(own, self._mesh, each.dimension, each.shape)
-        return found
+            self._settle()
+        return self._found
+
+    def _settle(self) -> None:
+        places, cuts, mine, work = self._buckets.pop(0)
+        together("a sum of parts", work.wait)
+        for axis in range(self._mesh.ndim - 1):
+            group = Ranks.of(self._mesh, axis).group
+            together("a sum over ranks", lambda group=group: dist.all_reduce(mine, group=group))
+        for place, each, part in zip(places, cuts, mine.split([each.numel for each in cuts]), strict=True):
+            own = each.rows(part, each.own).movedim(0, each.dimension).to(self._like[place].dtype)
+            self._found[place] = on_mesh(own, self._mesh, each.dimension, each.shape)
 
 
 def _scattering(mine: Tensor, whole: Tensor, ranks: Ranks) -> Any:
