@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from tnt_func.compiling.decompositions import decompositions
 from tnt_func.compiling.rewrites import part_biases, settle
 
 Backend: TypeAlias = Literal["inductor", "aot_eager"]
@@ -50,7 +51,13 @@ def lower(graph: GraphModule, inputs: list[Tensor], backend: Backend, options: M
         settle(graph)
     # Its cache keeps what goes round the graph too, which is not used here; that of the graph's code is.
     with torch.no_grad(), functorch.patch(enable_autograd_cache=False):
-        whole: Any = compile_fx(graph, inputs, inner_compile=inner, config_patches=patches)
+        whole: Any = compile_fx(
+            graph,
+            inputs,
+            inner_compile=inner,
+            config_patches=patches,
+            decompositions=decompositions() if cpu else None,
+        )
     if len(found) == 1 and found[0][1:] == (len(inputs), count):
         compiled = found[0][0]
         return getattr(compiled, "current_callable", None) or compiled
