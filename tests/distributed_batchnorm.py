@@ -89,6 +89,7 @@ def checks(world: tnt.distributed.World) -> dict[str, Any]:
     trained("no averages", track_running_stats=False)
     trained("rematerialised", lambda unit: tnt.transforms.remat(unit, lambda name, _: name in ("stem", "right")))
     found["twice"] = twice(world, mesh)
+    found["masked"] = masked(world, mesh, sync)
     found["noise"] = noise(world)
     found |= half(world, sync, parallel)
     found |= refused(world, mesh, sync, parallel)
@@ -128,6 +129,32 @@ def twice(world: tnt.distributed.World, mesh: Any) -> float:
         torch.distributed.all_reduce(mine)
         gaps.append(float((mine - expected).abs().max() / expected.abs().max()))
     return max(gaps)
+
+
+def masked(world: tnt.distributed.World, mesh: Any, sync: Any) -> float:
+    """How far it is from one process where the rows of a rank weigh nothing, and are normalised with all the same."""
+    (images, targets), mask = BATCHES[3], (torch.arange(13) > 4).double()
+    net, optimizer = Net().double(), tnt.optim.sgd(0.3)
+
+    def trained(module: nn.Module, batch: Any, change: Any) -> Any:
+        model = tnt.from_module(module)
+
+        def objective(params: Any, state: tnt.State, batch: Any) -> Any:
+            x, y, mask = batch
+            output, buffers = model.apply(params, state.buffers, x, train=True)
+            losses, weight = nn.functional.cross_entropy(output, y, reduction="none") * mask, mask.sum()
+            return losses.sum() / weight.clamp(min=1), (buffers, {"tokens": weight})
+
+        unit = change(tnt.TrainUnit(train_step=tnt.minimize(objective, optimizer)))
+        state = tnt.State(params=model.params, buffers=model.buffers, key=tnt.key(0))
+        return tnt.train(unit, state.replace(opt_state=optimizer.init(model.params)), [batch] * 3, max_epochs=1)
+
+    parallel = functools.partial(tnt.distributed.data_parallel, mesh=mesh, weight="tokens", buffers="synchronised")
+    rows = len(part(world, BATCHES[3])[1])
+    (own, _), (own_targets, own_mask) = part(world, BATCHES[3]), part(world, (targets, mask))
+    assert world.size == 1 or world.rank != 1 or (rows and not own_mask.any())
+    alone = trained(net, (images, targets, mask), lambda unit: unit)
+    return apart(trained(sync(net), (own, own_targets, own_mask), parallel), alone)
 
 
 def half(world: tnt.distributed.World, sync: Any, parallel: Any) -> dict[str, Any]:

@@ -45,6 +45,10 @@ def test_parts_are_trained_on_and_evaluated_as_the_whole_in_one_process(found: F
     assert len(found) == 1 or (rows[0] == [0, 0, 0, 0] and rows[3] == [5, 3, 2, 6])
 
 
+def test_rows_that_weigh_nothing_are_normalised_with(found: Found):
+    assert same(found, "masked") <= 1e-10
+
+
 def test_derivatives_are_those_of_the_whole_the_second_too(found: Found):
     assert found[0]["twice"] <= 1e-11
 

@@ -59,6 +59,9 @@ def sync_batchnorm(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     `data_parallel(unit, mesh, buffers="synchronised")`, which differentiates for it and sees to it that ranks are at
     the same step. Ranks take a message of 1 + 2 C numbers a layer of C channels forward, and of 2 C backward.
 
+    Samples of a rank whose weight is 0 are among those that all are normalised by, so its loss has a slope too, which
+    is to be finite: sum / weight.clamp(min=1), say. Where it has no samples, the loss may be NaN.
+
     Statistics are synchronised wherever those of the batch are used: in training, and where no averages are kept in
     evaluation too. A layer in eval mode that has averages sends nothing.
 
