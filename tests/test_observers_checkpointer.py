@@ -15,7 +15,7 @@ from tnt_func import testing
 from tnt_func.checkpoint import best, checkpoints, inspect, restore, resume, save
 from tnt_func.errors import CheckpointError, UsageError
 from tnt_func.events import Event
-from tnt_func.observers import checkpointer
+from tnt_func.observers import checkpointer, every, isolate, on, rank_zero, tee, when
 from tnt_func.state import State
 
 
@@ -241,6 +241,23 @@ def test_one_checkpointer_watches_one_run_after_another(tmp_path: Path):
     for epoch in (1, 2):
         state = tnt.train(TRAIN, state, DATA, max_epochs=epoch, observers=[saving])
     assert names(tmp_path) == ["3/1", "6/2"]
+
+
+@pytest.mark.parametrize("make", [checkpointer, tnt.replay.record])
+def test_what_needs_every_event_is_not_put_where_it_would_save_nothing(tmp_path: Path, make: Any):
+    saving = make(tmp_path / "run")
+    for around in (
+        every(saving, steps=1),
+        on("epoch_done", saving),
+        tee(every(isolate(print), steps=9), on("end", saving)),
+    ):
+        with pytest.raises(UsageError, match="a part of the events, .* cadences of its own"):
+            tnt.train(TRAIN, FIRST, DATA, max_epochs=1, observers=[around])
+    assert not (tmp_path / "run").exists()
+    for around in (tee(saving), isolate(saving), rank_zero(saving), when(lambda event: event.phase == "train", saving)):
+        tnt.fit(FIT, FIRST, DATA, DATA, max_epochs=1, observers=[around])
+        assert any(tmp_path.rglob("checkpoint.json"))
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_a_failure_without_a_state_is_told_where_the_last_checkpoint_is(tmp_path: Path):

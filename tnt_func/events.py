@@ -18,7 +18,7 @@ Example:
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from tnt_func.errors import ContractError
+from tnt_func.errors import ContractError, UsageError
 from tnt_func.state import State
 from tnt_func.types import Batch, Phase, Point
 
@@ -72,6 +72,24 @@ class Closable(Protocol):
     def close(self) -> Any:
         """Release what is held."""
         ...
+
+
+def refuse_a_part(observer: Any, event: Event) -> None:
+    """The `open` of an observer of training that a part of the events is no use to.
+
+    Raises:
+        UsageError: training starts, and the event of it was not passed on.
+
+    Example:
+        >>> refuse_a_part(print, Event("train", "start", state=None))
+        Traceback (most recent call last):
+        tnt_func.errors.UsageError: <built-in function print> is given a part of the events, ...
+    """
+    if event.phase == "train":
+        raise UsageError(
+            f"{observer!r} is given a part of the events, by every, on or when around it; it needs all of them, and "
+            "would write nothing. Write it by itself in observers=[...]; it has cadences of its own."
+        )
 
 
 def fold(events: Iterator[Event], observers: Sequence[Observer]) -> State:

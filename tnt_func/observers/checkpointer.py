@@ -24,7 +24,7 @@ from tnt_func.checkpoint.listing import checkpoints, place, save_in, score
 from tnt_func.checkpoint.restoring import inspect
 from tnt_func.checkpoint.saving import make_ready, numbers, remove
 from tnt_func.errors import CheckpointError, UsageError
-from tnt_func.events import Event
+from tnt_func.events import Event, refuse_a_part
 from tnt_func.state import State, keep
 from tnt_func.types import Mode, Phase, typed
 
@@ -152,6 +152,8 @@ class Checkpointer:
             self._save(self._state, wait=not self._asynchronous)
         elif event.point in ("paused", "failed"):
             self._end_early(event)
+
+    open = refuse_a_part
 
     def _end_early(self, event: Event) -> None:
         if event.state is None and event.error is not None:

@@ -20,7 +20,7 @@ import torch
 from tnt_func.checkpoint.listing import checkpoints, place, save_in
 from tnt_func.checkpoint.saving import make_ready, remove
 from tnt_func.errors import CheckpointError, UsageError, UsageTypeError
-from tnt_func.events import Event
+from tnt_func.events import Event, refuse_a_part
 from tnt_func.replay.marks import mark_of_batch, marks, numbers, row_numbers
 from tnt_func.replay.rows import CHECKPOINTS, ROWS, Directory, Lineage, Record, line
 from tnt_func.state import State, digest
@@ -134,6 +134,8 @@ class Recording:
             self._add(event)
         elif event.point in ("end", "paused", "failed") and self._last is not None and event.state is not None:
             self._keep(self._last)
+
+    open = refuse_a_part
 
     def close(self) -> None:
         """Close the file."""
