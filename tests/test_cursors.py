@@ -275,11 +275,8 @@ def test_what_is_no_data_is_refused(data: Any, kind: str, instead: str):
 
 
 def test_a_function_that_takes_no_epoch_is_refused_where_it_is_given():
-    def endless() -> Any:
-        yield 1
-
-    with pytest.raises(UsageTypeError, match=r"is a function, endless\(\) -> Any; .* Write lambda epoch: endless\(\)"):
-        tnt.batches(endless, at())
+    with pytest.raises(UsageTypeError, match=r"<lambda>\(\); .* Write lambda epoch: <lambda>\(\)"):
+        tnt.batches(lambda: [7], at())
     assert next(tnt.batches(lambda *anything: [7], at())) == 7
 
 

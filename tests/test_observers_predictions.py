@@ -182,6 +182,11 @@ def test_columns_that_are_no_table(tmp_path: Path, columns: Any, said: str):
         predicted(tmp_path / "a.csv", columns=columns)
 
 
+def test_inside_of_another_it_would_write_nothing_and_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="a part of the events"):
+        tnt.predict(UNIT, FIRST, DATA, observers=[tnt.observers.on("step_end", predictions(tmp_path / "all.csv"))])
+
+
 def test_columns_of_another_type(tmp_path: Path):
     def columns(event: tnt.Event) -> Any:
         return {"x": event.batch if event.state.progress.predict.steps == 1 else event.batch > 0}

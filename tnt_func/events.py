@@ -74,18 +74,18 @@ class Closable(Protocol):
         ...
 
 
-def refuse_a_part(observer: Any, event: Event) -> None:
-    """The `open` of an observer of training that a part of the events is no use to.
+def refuse_a_part(observer: Any, event: Event, phase: Phase = "train") -> None:
+    """The `open` of an observer of a phase that a part of the events is no use to.
 
     Raises:
-        UsageError: training starts, and the event of it was not passed on.
+        UsageError: the phase starts, and the event of it was not passed on.
 
     Example:
         >>> refuse_a_part(print, Event("train", "start", state=None))
         Traceback (most recent call last):
         tnt_func.errors.UsageError: <built-in function print> is given a part of the events, ...
     """
-    if event.phase == "train":
+    if event.phase == phase:
         raise UsageError(
             f"{observer!r} is given a part of the events, by every, on or when around it; it needs all of them, and "
             "would write nothing. Write it by itself in observers=[...]; it has cadences of its own."

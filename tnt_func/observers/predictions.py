@@ -27,7 +27,7 @@ import torch
 
 from tnt_func import pytree as trees
 from tnt_func.errors import UsageError, kind_of, optional
-from tnt_func.events import Event
+from tnt_func.events import Event, refuse_a_part
 from tnt_func.types import Phase, typed
 
 ROW_GROUP = 16 * 2**20
@@ -59,8 +59,8 @@ def predictions(
 
     The file appears, in place of one that is there, when the phase is over, and then it is whole: whoever is killed, or
     fails, before leaves what was there. So the observer needs all the events of the phase; inside `every` or `on` it
-    would not see the end. No more than a batch, or a group of rows, is held in memory; `predict` itself keeps every
-    output, `predict_events` does not. Reading an output waits for the device.
+    would not see the end, and is refused. No more than a batch, or a group of rows, is held in memory; `predict` itself
+    keeps every output, `predict_events` does not. Reading an output waits for the device.
 
     In CSV floats read back as they were, and what has further dimensions is a list in JSON; in Parquet it is a list,
     and bfloat16 is float32.
@@ -72,7 +72,8 @@ def predictions(
         phase: whose steps; "eval" inside `fit` leaves the outputs of the last evaluation.
 
     Raises:
-        UsageError: another ending; out of the run, where columns are missing, or unlike each other or those before.
+        UsageError: another ending; out of the run, inside of `every` or `on`, and where columns are missing, or unlike
+            each other or those before.
         MissingExtraError: Parquet without pyarrow.
 
     Example:
@@ -110,7 +111,8 @@ class Predictions:
     def __init__(
         self, path: Path, columns: Callable[[Event], Mapping[str, Any]], phase: Phase, table: Callable[[Path], Table]
     ):
-        self._path, self._columns, self._phase, self._make = path, columns, phase, table
+        self._path, self._columns, self._make = path, columns, table
+        self._phase: Phase = phase
         self._new = path.with_name(f".{path.name}.new")
         self._table: Table | None = None
         self._names: list[str] | None = None
@@ -123,16 +125,15 @@ class Predictions:
         if event.phase != self._phase:
             return
         if event.point == "start":
-            self.open(event)
+            self.close()
         elif event.point == "step_end":
             self._write(event)
         elif event.point == "end":
             self._finish()
 
     def open(self, event: Event) -> None:
-        """Begin anew, where a run of the phase starts."""
-        if event.phase == self._phase:
-            self.close()
+        """Called where the start of a run is not passed on: its end would not be either."""
+        refuse_a_part(self, event, self._phase)
 
     def close(self) -> None:
         """Remove what was not finished."""
