@@ -26,10 +26,12 @@ fuzz: $(VENV)/dev-installed
 	echo "make fuzz SEED=$$seed"; \
 	$(BIN)/pytest -n $(JOBS) property_tests --hypothesis-profile=fuzz --hypothesis-seed=$$seed
 
-# A training run killed with SIGKILL at 200 random moments, alone and with its workers; SEED=... repeats them.
+# A training run killed with SIGKILL at 200 random moments, alone and with its workers, and at 20 one of several ranks
+# under torchrun; SEED=... repeats them.
 torture: $(VENV)/dev-installed
 	@seed=$${SEED:-$$($(BIN)/python -c 'import random; print(random.getrandbits(32))')}; \
-	OMP_NUM_THREADS=1 $(BIN)/python tests/checkpoint_runs.py torture --kills 200 --seed $$seed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/checkpoint_runs.py torture --kills 200 --seed $$seed; alone=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python tests/distributed_faults.py torture --kills 20 --seed $$seed && exit $$alone
 
 # Ratios against TorchTNT, Ignite and Lightning, in an environment of their own.
 benchmarks: $(BENCHMARKS_VENV)/installed
