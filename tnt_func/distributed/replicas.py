@@ -66,6 +66,12 @@ def replicate(state: State, mesh: DeviceMesh) -> State:
         for name in {**kinds, **said[0]}
         if kinds.get(name) != said[0].get(name)
     ]
+    # Tensors are sent, and gradients summed, in the order of the leaves.
+    differ += [
+        f"{here} on rank {ranks.rank} stands where {there} stands on rank 0: a dict was filled in another order"
+        for here, there in zip(kinds, said[0], strict=False)
+        if here != there and not differ
+    ][:1]
     # All ranks learn whether all agree, so that none waits for one that raised.
     verdicts = Exchange(ranks, "replicate", 0, [float(bool(differ))]).wait()
     if any(verdict for (verdict,) in verdicts):
