@@ -108,21 +108,28 @@ def imperative(module: nn.Module, batches: list[Batch]) -> Run:
     return run
 
 
-def tnt_func(optimizer: tnt.optim.Optimizer, donate: Any = False) -> Callable[[nn.Module, list[Batch]], Run]:
+def tnt_func(
+    optimizer: tnt.optim.Optimizer, donate: Any = False, change: Callable[[Any], Any] = lambda unit: unit
+) -> Callable[[nn.Module, list[Batch]], Run]:
     def make(module: nn.Module, batches: list[Batch]) -> Run:
         unit, state = tnt.supervised(module, F.cross_entropy, optimizer, key=tnt.key(0))
+        train_unit = change(unit.train_unit)
 
         def run(steps: int) -> float:
             nonlocal state
             data = list(itertools.islice(itertools.cycle(batches), steps))
             start = time.thread_time()
             total = state.progress.train.steps + steps
-            state = tnt.train(unit.train_unit, state, data, max_steps=total, donate=donate)
+            state = tnt.train(train_unit, state, data, max_steps=total, donate=donate)
             return time.thread_time() - start
 
         return run
 
     return make
+
+
+def compiled(form: Any) -> Callable[[nn.Module, list[Batch]], Run]:
+    return tnt_func(tnt.optim.adamw(LR), "given", lambda unit: tnt.compiled(unit, form=form))
 
 
 def by_hand(module: nn.Module, batches: list[Batch]) -> Run:
@@ -247,11 +254,16 @@ OURS = ("imperative, fused", "supervised, adamw", "supervised, adamw, donated")
 def made(case: str, name: str) -> Run:
     make_module, make_batch, _ = {**CASES, **LEAVES}[case]
     torch.manual_seed(0)
-    make = by_hand if name == BY_HAND else contestants()[name]
+    make = {**contestants(), **ALONE}[name]
     return make(make_module(), [make_batch() for _ in range(4)])
 
 
-BY_HAND = "tnt.step by hand, adamw"
+ALONE = {
+    "tnt.step by hand, adamw": by_hand,
+    "compiled, adamw, donated": compiled("auto"),
+    "compiled as one graph, adamw, donated": compiled("step"),
+}
+"""What is measured in a process of its own only."""
 
 
 def interleaved(runs: dict[str, Run], steps: int) -> dict[str, list[float]]:
@@ -315,7 +327,7 @@ def main() -> None:
     for case in LEAVES:
         compare(case, OURS)
     print(f"\n{LARGE}, each in a process of its own: peak memory, page faults a step, CPU time a step")
-    for name in (*contestants(), BY_HAND):
+    for name in (*contestants(), *ALONE):
         for said, environment in (("", {}), ("glibc keeps", KEEPING)):
             found = alone(LARGE, name, environment)
             figures = f"{found['peak']:8.0f} MiB {found['faults']:10,.0f} faults {found['seconds'] * 1e3:8.0f} ms"
