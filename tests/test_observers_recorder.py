@@ -190,6 +190,7 @@ def test_evaluations_and_predictions_of_their_own_add_rows(tmp_path: Path):
     check_files(tmp_path, history)
 
 
+@pytest.mark.filterwarnings("ignore:.* rows of an earlier run")
 def test_under_a_combinator_it_is_opened_all_the_same(tmp_path: Path):
     history = History()
     observers = [every(recorder(history, *writers(tmp_path), every_n_steps=1), steps=3)]
@@ -199,6 +200,7 @@ def test_under_a_combinator_it_is_opened_all_the_same(tmp_path: Path):
         check_files(tmp_path, history)
 
 
+@pytest.mark.filterwarnings("ignore:.* rows of an earlier run")
 def test_a_loop_that_is_dropped_and_begun_again_has_no_row_twice(tmp_path: Path):
     history = History()
     recording = recorder(history, *writers(tmp_path)[:2], every_n_steps=1)
@@ -208,6 +210,20 @@ def test_a_loop_that_is_dropped_and_begun_again_has_no_row_twice(tmp_path: Path)
     assert [row.place for row in history] == [(1, 0), (2, 0), (3, 0), (3, 1)]
     assert flat(of_csv(tmp_path)) == flat(of_jsonl(tmp_path)) == flat(history)
     recording.close()
+
+
+def test_a_run_that_begins_anew_says_whose_rows_it_cuts(tmp_path: Path):
+    def run(first: tnt.State, max_epochs: int, *given: Any) -> tnt.State:
+        observers = [recorder(*given, every_n_steps=1)]
+        return tnt.train(UNIT.train_unit, first, [1.0, 2.0, 3.0], max_epochs=max_epochs, observers=observers)
+
+    each = [History(), *writers(tmp_path)]
+    half = run(FIRST, 1, *each)
+    for _ in range(2):
+        run(half, 2, *each)
+    for writer in each:
+        with pytest.warns(UserWarning, match="^8 rows of an earlier run were cut from .*begins at step 0"):
+            run(FIRST, 1, writer)
 
 
 def hyperparameters(optimizer: Any, names: Sequence[str]) -> dict[str, float]:

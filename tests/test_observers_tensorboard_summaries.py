@@ -133,6 +133,7 @@ def hparams(directory: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:.* rows of an earlier run")
 def test_hyper_parameters_are_told_once_and_anew_where_they_change(tmp_path: Path):
     state = trained(FIRST, [recorder(tensorboard_writer(tmp_path, hparams={"lr": 0.5, "layers": (1, 2)}))], 0)
     assert hparams(tmp_path) == []

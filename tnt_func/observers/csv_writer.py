@@ -24,7 +24,7 @@ from typing import Any
 
 from tnt_func.errors import UsageError
 from tnt_func.observers.lines import Lines
-from tnt_func.observers.rows import FIELDS, Place, Row
+from tnt_func.observers.rows import FIELDS, Place, Row, tell_of_cut
 from tnt_func.types import typed
 
 
@@ -70,8 +70,9 @@ class CsvWriter:
                 f"{self._lines.path} begins with {header[:80]!r}; the rows of a run begin with {','.join(FIELDS)}, and "
                 "the file is left as it is. Write to another path."
             )
-        left = (line for line in lines if place is None or tuple(map(int, _cells(line)[:2])) <= place)
+        left = [line for line in lines if place is None or tuple(map(int, _cells(line)[:2])) <= place]
         self._lines.begin([header, *left])
+        tell_of_cut(len(lines) - len(left), self._lines.path, place)
 
     def write(self, row: Row) -> None:
         """Append a line."""

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from typing import Any, overload
 
 from tnt_func.errors import optional
-from tnt_func.observers.rows import FIELDS, Place, Row, Writer
+from tnt_func.observers.rows import FIELDS, Place, Row, Writer, tell_of_cut
 
 BEFORE_ALL: Place = (-1, -1)
 SHOWN, LAST = 4, 10
@@ -72,7 +72,8 @@ class History(Sequence[Row]):
 
     def open(self, place: Place | None) -> None:
         """Cut the rows after a place."""
-        self._rows = [row for row in self._rows if place is None or row.place <= place]
+        before, self._rows = len(self), [row for row in self._rows if place is None or row.place <= place]
+        tell_of_cut(before - len(self), "a History", place)
 
     def write(self, row: Row) -> None:
         """Keep a row."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from tnt_func.errors import UsageError
 from tnt_func.observers.history import History
 from tnt_func.observers.lines import Lines
-from tnt_func.observers.rows import Place, Row
+from tnt_func.observers.rows import Place, Row, tell_of_cut
 from tnt_func.types import typed
 
 ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
@@ -87,7 +87,9 @@ class JsonlWriter:
         """Cut the lines after a place."""
         lines = self._lines.read()
         places = [_row(self._lines.path, number, line).place for number, line in enumerate(lines, 1)]
-        self._lines.begin(line for line, at in zip(lines, places, strict=True) if place is None or at <= place)
+        left = [line for line, at in zip(lines, places, strict=True) if place is None or at <= place]
+        self._lines.begin(left)
+        tell_of_cut(len(lines) - len(left), self._lines.path, place)
 
     def write(self, row: Row) -> None:
         """Append a line."""

@@ -10,6 +10,7 @@ Example:
     ((3, 1), 0.5)
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -82,6 +83,22 @@ class Writer(Protocol):
     def close(self) -> Any:
         """Release what is held."""
         ...
+
+
+def tell_of_cut(count: int, where: object, place: Place | None) -> None:
+    """Warn where a run that begins anew has cut rows, which are another run's.
+
+    Args:
+        count: of the rows.
+        where: they stood.
+        place: that the writer was opened at.
+    """
+    if count and place == (0, 0):
+        warnings.warn(
+            f"{count} rows of an earlier run were cut from {where}, which belongs to one run, and this one begins at "
+            "step 0. Record it elsewhere, or resume the earlier one.",
+            stacklevel=2,
+        )
 
 
 def metrics_of(event: Event, *, members: bool = True) -> dict[str, float]:

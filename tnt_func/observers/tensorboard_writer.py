@@ -22,7 +22,7 @@ from typing import Any
 
 from tnt_func.errors import optional
 from tnt_func.observers.lines import append, overwrite
-from tnt_func.observers.rows import Place, Row
+from tnt_func.observers.rows import Place, Row, tell_of_cut
 from tnt_func.observers.scalars import scalars
 from tnt_func.observers.tensorboard_records import record, records
 from tnt_func.types import typed
@@ -87,11 +87,15 @@ class TensorboardWriter:
         self.close()
         self._purge_step = None if place is None else place[0] + 1
         self._has_hparams = False
+        cut = 0
         for path in self._files():
             content = path.read_bytes()
-            left = b"".join([whole for whole, event in records(content) if self._stays(event, place)])
-            if place is not None and left != content:
-                overwrite(path, left)
+            found = [*records(content)]
+            left = [whole for whole, event in found if self._stays(event, place)]
+            if place is not None and b"".join(left) != content:
+                overwrite(path, b"".join(left))
+                cut += len(found) - len(left)
+        tell_of_cut(cut, self._directory, place)
 
     def write(self, row: Row) -> None:
         """Write an event."""
