@@ -198,14 +198,19 @@ def of_gradients(world: tnt.distributed.World, mesh: DeviceMesh) -> dict[str, An
         return value, (state.buffers, {"loss": value, "tokens": weight})
 
     optimizer = tnt.optim.sgd(1.0, weight_decay=0.5)
-    params = {name: torch.ones((), dtype=torch.float64) for name in ("all", "own", "idle")}
+    names = ("all", "own", "idle")
+    params = {name: torch.ones((), dtype=torch.float64) for name in names}
     metrics = {"loss": tnt.metrics.mean("loss", weight="tokens")}
     unit = tnt.TrainUnit(train_step=tnt.minimize(objective, optimizer), metrics=metrics)
     unit = tnt.distributed.data_parallel(unit, mesh, weight="tokens")
     state = tnt.State(params=params, key=tnt.key(0), opt_state=optimizer.init(params))
-    state = tnt.step(unit, tnt.prepare(unit, state), torch.full((2,), world.rank + 1.0))
+    batch = torch.full((2,), world.rank + 1.0)
+    turned = {name: params[name] for name in (names if world.rank == 0 else names[::-1])}
+    refused = refusal(lambda: tnt.step(unit, tnt.prepare(unit, state.replace(params=turned)), batch))
+    state = tnt.step(unit, tnt.prepare(unit, state), batch)
     loss = tnt.metrics.compute(state, "train")["loss"]
-    return {"params": {name: float(x) for name, x in state.params.items()}, "loss": float(loss)}
+    params = {name: float(x) for name, x in state.params.items()}
+    return {"params": params, "loss": float(loss), "turned refused": refused}
 
 
 def of_draws(parallel: Any, cut: Any) -> dict[str, Any]:

@@ -99,6 +99,13 @@ def test_the_best_are_kept_by_a_metric(tmp_path: Path, mode: Any, expected: list
     assert best(tmp_path, "loss", mode) == checkpoints(tmp_path)[expected.index("2/0" if mode == "min" else "3/0")]
 
 
+def test_a_metric_that_no_checkpoint_has_is_told_at_the_end(tmp_path: Path):
+    with pytest.warns(UserWarning, match=r"metric='los', phase='eval', which no state had.*They had \['eval loss'"):
+        fit(tmp_path / "a", every_n_steps=1, keep=1, keep_best=2, metric="los")
+    with pytest.warns(UserWarning, match=r"phase='eval', which no state had.*They had \[\]"):
+        train(tmp_path / "b", every_n_steps=1, keep=1, keep_best=1, metric="loss")
+
+
 def test_pauses_and_failures_save_the_last_resumable_state(tmp_path: Path):
     answers = iter([False, True])
     paused = train(tmp_path / "a", pause_when=lambda: next(answers))

@@ -15,7 +15,7 @@ Example:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -81,7 +81,8 @@ def supervised(
     device = next((leaf.device for leaf in model.params.values()), torch.device("cpu"))
     given: dict[str, Score | Metric] = {"loss": loss, **(metrics or {})}
     scores = {name: score for name, score in given.items() if not isinstance(score, Metric)}
-    judged = Supervised(model, scores, device, shows=len(scores) < len(given))
+    # The unit is functions: it would keep the tensors that a run begins from for as long as it is there.
+    judged = Supervised(replace(model, params={}, buffers={}), scores, device, shows=len(scores) < len(given))
     accumulated = {
         name: score if isinstance(score, Metric) else mean(name, weight="num_samples") for name, score in given.items()
     }
@@ -105,7 +106,7 @@ class Supervised(Brief):
     """The objective of `supervised`: a model judged on `(inputs, targets)`, in training and in evaluation.
 
     Args:
-        model: what is run on the inputs.
+        model: what is run on the inputs; its own tensors are not looked at.
         scores: `(output, targets) -> scalar` by name; `loss` is the one that is made smaller.
         device: where batches are moved to; left alone where it is the CPU.
         shows: whether steps give the module's output and the targets too.

@@ -65,7 +65,7 @@ class Compilation:
 
 OnCompile: TypeAlias = Callable[[Compilation], None]
 listeners: list[OnCompile] = []
-"""Called where a step has no `on_compile` of its own; `tnt_func.observers` has one here, which tells a terminal."""
+"""Called where a step has no `on_compile` of its own; `tnt_func` puts an observer here that tells a terminal."""
 Form: TypeAlias = Literal["auto", "step", "gradients"]
 
 

@@ -4,7 +4,9 @@ Whatever ranks do together begins with an exchange of one form that says at whic
 data ended early, or that took another branch, is an error with a name, and not a wait for ever.
 """
 
+import functools
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,11 +111,21 @@ class Scalars:
 
     Args:
         ranks, point, count: as of an `Exchange`.
+        names: of what is told now and brought together next, in its order; the same on every rank.
         facts: numbers; as many on every rank.
         values: numbers, and 0-d tensors of one device.
     """
 
-    def __init__(self, ranks: Ranks, point: str, count: int, facts: Sequence[float], values: Sequence[Any]):
+    def __init__(
+        self,
+        ranks: Ranks,
+        point: str,
+        count: int,
+        names: tuple[str, ...],
+        facts: Sequence[float],
+        values: Sequence[Any],
+    ):
+        self._names, facts = names, [_checksum(names), *facts]
         self._facts = len(facts)
         device = next((x.device for x in values if isinstance(x, Tensor) and x.device.type != "cpu"), None)
         told = [*facts, *(float(x) for x in values)] if device is None else facts
@@ -124,13 +136,29 @@ class Scalars:
             self._work, self._rows = gathering(ranks, mine)
 
     def wait(self) -> tuple[list[list[float]], Tensor]:
-        """Facts, by rank, and values: float64 [ranks, values]."""
+        """Facts, by rank, and values: float64 [ranks, values].
+
+        Raises:
+            RankError: names differ.
+        """
         found = self._exchange.wait()
+        if other := [rank for rank, row in enumerate(found) if row[0] != found[0][0]]:
+            raise RankError(
+                f"rank {other[0]} has other parameters or outputs than rank 0, or has them in another order; here they "
+                f"are {', '.join(map(str, self._names))}. What ranks find is brought together in the order in which "
+                "dicts were filled: fill them in the same way on every rank."
+            )
+        facts = [row[1 : self._facts] for row in found]
         if self._work is None:
-            values = [row[self._facts :] for row in found]
-            return [row[: self._facts] for row in found], torch.tensor(values, dtype=torch.float64)
+            return facts, torch.tensor([row[self._facts :] for row in found], dtype=torch.float64)
         together("an exchange of numbers", self._work.wait)
-        return found, self._rows
+        return facts, self._rows
+
+
+@functools.lru_cache(maxsize=256)
+def _checksum(names: tuple[str, ...]) -> float:
+    # A hash would be another one in each process.
+    return float(zlib.crc32(repr(names).encode()))
 
 
 def rows_of_all(ranks: Ranks, tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -41,7 +41,7 @@ class Sharing:
         if self.ranks.size == 1:
             return self.alone(output)
         entries = self.told_apart(output)
-        scalars = Scalars(self.ranks, point, count, [], [output[self.weight], *entries.numbers.values()])
+        scalars = Scalars(self.ranks, point, count, entries.names, [], [output[self.weight], *entries.numbers.values()])
         _, values = scalars.wait()
         return self.whole(output, entries, *averaged(values[:, 0], values[:, 1:]))
 
@@ -125,6 +125,11 @@ class Entries:
 
     numbers: dict[str, Any]
     rows: dict[str, PyTree]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What ranks tell each other of, in this order."""
+        return *self.numbers, *self.rows
 
 
 def averaged(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ from tnt_func.distributed.world import Ranks
 from tnt_func.donation import spend
 from tnt_func.errors import ContractError, UsageError
 from tnt_func.metrics import Metric
-from tnt_func.optim.layout import Layout, is_traced, layout
+from tnt_func.optim.layout import Layout, is_traced, layout, paths
 from tnt_func.state import State
 from tnt_func.transforms.microbatches import OnceAStep
 from tnt_func.transforms.seams import Around, inside, on_descent, on_train_step
@@ -234,7 +234,9 @@ class Averaged(OnceAStep):
         seen = checksums(state, slope.buffers) if whole else {}
         values = [weight, slope.value, *entries.numbers.values()]
         facts = [*found, *seen.values()]
-        words, numbers = Scalars(ranks, "train step", state.progress.train.steps, facts, values).wait()
+        keys = here.structure if type(here.structure) is tuple else paths(here)
+        names = (*keys, *entries.names)
+        words, numbers = Scalars(ranks, "train step", state.progress.train.steps, names, facts, values).wait()
         check_same([*seen], [each[len(found) :] for each in words])
         weights = numbers[:, 0]
         share = (torch.ones_like(weights) if whole else weights)[ranks.rank] / weights.sum()
@@ -262,9 +264,9 @@ class Averaged(OnceAStep):
         if self.buffers is not None:
             return [place for place in changed if isinstance(new[place], Tensor) and new[place].is_floating_point()]
         if moved := [place for place in changed if not trees.same_leaf(old[place], new[place])]:
-            paths = trees.paths(after)
+            names = trees.paths(after)
             raise ContractError(
-                f"the step changes state.buffers{paths[moved[0]]}, and every rank has seen another part of the batch; "
+                f"the step changes state.buffers{names[moved[0]]}, and every rank has seen another part of the batch; "
                 'how they become one is to be said. Write data_parallel(unit, mesh, buffers="mean") for the weighted '
                 'mean over ranks, buffers="synchronised" where sync_batchnorm made the module, or put layers that keep '
                 "averages in eval mode."

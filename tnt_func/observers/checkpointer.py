@@ -124,6 +124,7 @@ class Checkpointer:
         self._state: State | None = None  # The last resumable one.
         self._saved: State | None = None
         self._evaluated = self._evaluation_due = self._judged = False
+        self._scored, self._names = False, set[str]()  # Whether a save had the metric; the metrics that saves had.
         self._time = time.monotonic()
         self._steps = 0  # Of the last resumable state.
         self._others: set[str] | None = None  # Later ones that were there at the start; None where none has started.
@@ -150,6 +151,7 @@ class Checkpointer:
             self._steps = event.state.progress.train.steps
         elif event.point == "end" and self._state is not None:
             self._save(self._state, wait=not self._asynchronous)
+            self._tell_of_no_best()
         elif event.point in ("paused", "failed"):
             self._end_early(event)
 
@@ -219,6 +221,8 @@ class Checkpointer:
             return
         metrics = {phase: found for phase, found in numbers(state).items() if phase != "eval" or self._judged}
         self._time, self._evaluation_due = time.monotonic(), False
+        self._scored |= self._keeping.metric in metrics.get(self._keeping.phase, {})
+        self._names.update(f"{phase} {name}" for phase, found in metrics.items() for name in found)
         if wait:
             self._write(state, metrics)
         else:
@@ -226,6 +230,16 @@ class Checkpointer:
             # The next step may write over what the thread reads.
             self._pending = self._writer.submit(self._write, keep(state) if donated else state, metrics)
         self._saved = state
+
+    def _tell_of_no_best(self) -> None:
+        keep = self._keeping
+        if keep.best and not self._scored:
+            warnings.warn(
+                f"checkpointer was given keep_best={keep.best} and metric={keep.metric!r}, phase={keep.phase!r}, which "
+                f"no state had that was saved in this run; so none was kept for it. They had {sorted(self._names)}. "
+                "Name one of these, or save at evaluations: on_evaluation=True.",
+                stacklevel=2,
+            )
 
     def _finish(self) -> None:
         """Wait for what is being written, and raise its error."""

@@ -47,7 +47,8 @@ def recorder(
             `Writer`.
         every_n_steps: train steps of the lifetime from row to row; 1 waits for the device at every step.
         hyperparameters: names of those to add to the rows of steps, "lr" say, as "optim.lr" after the step; where there
-            are several of a name, of groups or in a tuple, they are numbered: "optim.betas.0".
+            are several of a name, of groups or in a tuple, they are numbered: "optim.betas.0". Not with `fuse=`,
+            between whose steps no optimizer's state is there.
         measures: `timing()`, `throughput()`, `system()`, or any other `Measure`, each of one recorder alone. They need
             every event, so the recorder has its cadence from `every_n_steps`, not from an `every` around it.
 
