@@ -4,6 +4,7 @@ A rank starts in 20 ms then, and not in three seconds; the agent, its restarts a
 """
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -49,3 +50,10 @@ def process(*command: Any, **environment: str) -> subprocess.CompletedProcess[st
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment}
     command = (sys.executable, *map(str, command))
     return subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def found_by(script: str, size: int) -> list[dict[str, Any]]:
+    """What each rank of a world found, of a script that takes its size and prints that last."""
+    done = process(script, size)
+    assert done.returncode == 0, f"{done.args}\n{done.stderr}"
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,32 +1,21 @@
 """Nets with BatchNorm on one process and on four are the same run; what would make them another is refused."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from distributed_worlds import found_by
 from torch import nn
 
 import tnt_func as tnt
 
-RUNS = Path(__file__).with_name("distributed_batchnorm.py")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 Found = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module", params=(1, 4))
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """What every rank of a world found; a world of one is started without torchrun."""
-    size, directory = request.param, tmp_path_factory.mktemp("world")
-    start = [sys.executable, *((*TORCHRUN, str(size)) if size > 1 else ()), RUNS, directory]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RUNS.parent.parent)}
-    done = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(path.read_text()) for path in sorted(directory.glob("rank-*.json"))]
+def found(request: pytest.FixtureRequest) -> Found:
+    """What every rank of a world found."""
+    return found_by("distributed_batchnorm.py", request.param)
 
 
 def same(found: Found, name: str) -> Any:
