@@ -69,7 +69,10 @@ def uses(pattern: str, modules: dict[Path, ast.Module] = MODULES) -> list[str]:
 
 PYTREE = r"\b_pytree\b"
 FUNCTIONAL_CALL = r"\bfunctional_call\b"
-PICKLE = r"^(pickle|cloudpickle|dill|marshal|shelve|joblib)\b|^torch\.(load|save|serialization)\b"
+PICKLE = (
+    r"^(pickle|cloudpickle|dill|marshal|shelve|joblib)\b|^torch\.(load|save|serialization)\b"
+    r"|\b(all_gather|gather|scatter|broadcast|send|recv)_object(_list)?\b"
+)
 PRINTING = r"^(print|input|breakpoint)$|^sys\.(stdout|stderr)\b|^warnings\.showwarning$"
 
 
@@ -85,6 +88,7 @@ PRINTING = r"^(print|input|breakpoint)$|^sys\.(stdout|stderr)\b|^warnings\.showw
         (PICKLE, "from pickle import dumps"),
         (PICKLE, "def load(path):\n    return torch.load(path)"),
         (PICKLE, "from torch import load"),
+        (PICKLE, "import torch.distributed as dist\ndist.all_gather_object(found, value)"),
         (PRINTING, "if True:\n    print(1)"),
         (PRINTING, "import sys\nsys.stdout.write('')"),
         (PRINTING, "from sys import stderr"),

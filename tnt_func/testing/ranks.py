@@ -11,22 +11,25 @@ Example:
     ...     check_ranks(unit, State(params=0, key=key(0)), [1, 2], mesh=mesh(world))
 """
 
+import base64
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import torch.distributed as dist
+import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from tnt_func import pytree as trees
 from tnt_func import rng
 from tnt_func.arguments import expects
-from tnt_func.distributed.collectives import Exchange
+from tnt_func.checkpoint.values import decode, encode
+from tnt_func.distributed.collectives import Exchange, rows_of_all
 from tnt_func.distributed.shards import is_laid_out
-from tnt_func.distributed.world import Ranks, together
-from tnt_func.errors import LawError, UsageError
-from tnt_func.state import State, digest
+from tnt_func.distributed.world import Ranks
+from tnt_func.errors import LawError, UsageError, UsageTypeError
+from tnt_func.state import State, content, digest
 from tnt_func.testing.case import Case, law_error
 from tnt_func.testing.generators import standing
 from tnt_func.testing.snapshot import SHOWN, freeze, thaw
@@ -110,12 +113,11 @@ def share_errors(ranks: Ranks, error: Exception | None) -> None:
 
 
 def of_all(ranks: Ranks, value: Any) -> list[Any]:
-    """A value of each rank, in rank order: numbers, strings, tensors, and lists and dicts of them."""
+    """A value of each rank, in rank order, as JSON."""
     if ranks.size == 1:
         return [value]
-    rows: list[Any] = [None] * ranks.size
-    together("a comparison of ranks", dist.all_gather_object, rows, value, ranks.group)
-    return rows
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    return [json.loads(bytes(content(row))) for (row,) in rows_of_all(ranks, [text])]
 
 
 class _Said(NamedTuple):
@@ -125,10 +127,10 @@ class _Said(NamedTuple):
     leaves: Mapping[str, Any]
 
 
-def _told(moment: Moment, batch: str) -> tuple[str, str, list[str]]:
+def _told(moment: Moment, batch: str) -> list[Any]:
     """Where a rank is, all that it has there in one word, and the order of the leaves, which ranks must share."""
     state = thaw(moment.state)
-    return moment.place, digest([state, moment.event.reason, _batch(moment, batch)]), trees.paths(state)
+    return [moment.place, digest([state, moment.event.reason, _batch(moment, batch)]), trees.paths(state)]
 
 
 def _batch(moment: Moment, batch: str) -> Any:
@@ -169,7 +171,31 @@ def _made(ranks: Ranks, moment: Moment, batch: str) -> Iterator[list[_Said]]:
         made.append(_Said(call.owner, {**_named(after, "state"), **_named(output, "output")}))
     what = "what the loop does between the hooks" if moment.event.point != "start" else "the state that it is given"
     made.append(_Said(what, {**_named(thaw(moment.state), "state"), "reason": moment.event.reason}))
-    yield from map(list, zip(*of_all(ranks, made), strict=False))
+    sent = [[owner, {path: _sent(leaf) for path, leaf in leaves.items()}] for owner, leaves in made]
+    for of_ranks in zip(*of_all(ranks, sent), strict=False):
+        yield [_Said(owner, {path: _found(leaf) for path, leaf in leaves.items()}) for owner, leaves in of_ranks]
+
+
+def _sent(leaf: Any) -> Any:
+    """A leaf as JSON; what a checkpoint cannot hold as it prints."""
+    if isinstance(leaf, Tensor):
+        whole = (leaf if leaf.layout is torch.strided else leaf.to_dense()).resolve_conj().resolve_neg().contiguous()
+        return [encode(leaf.dtype), [*leaf.shape], base64.b64encode(bytes(content(whole))).decode()]
+    try:
+        return [encode(leaf)]
+    except UsageTypeError:
+        return [repr(leaf)]
+
+
+def _found(sent: Any) -> Any:
+    """The leaf that was sent."""
+    kind, *rest = sent
+    if not rest:
+        return decode(kind)
+    shape, text = rest
+    found = torch.empty(shape, dtype=decode(kind))
+    memoryview(content(found)).cast("B")[:] = base64.b64decode(text)
+    return found
 
 
 def _named(tree: Any, name: str) -> dict[str, Any]:
