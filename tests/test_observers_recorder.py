@@ -264,6 +264,7 @@ def resumed(directory: Path, turn: random.Random, events: int | None) -> tnt.Sta
     return fit(state, observers)
 
 
+@pytest.mark.filterwarnings("ignore:.* rows of an earlier run")
 def test_a_run_killed_at_random_and_resumed_has_each_row_once(tmp_path: Path):
     seed = random.randrange(1 << 30)
     turn = random.Random(seed)
