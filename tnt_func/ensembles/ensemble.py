@@ -8,7 +8,7 @@ fused kernel, on one thread. Compiled and donated is `tnt.donate(tnt.compiled(tn
 
     members                                       8     32    128
     MLP 64-32-32-10, batch 32, eager           1.10   0.40   0.17
-        compiled and donated                   0.04   0.07   0.05
+        compiled and donated                   0.04   0.07   0.03
     MLP 64-256-256-10, batch 64, eager         1.61   1.33   2.06
         compiled and donated                   0.59   0.63   0.71
 
