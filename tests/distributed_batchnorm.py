@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from distributed_runs import refusal
 from distributed_worlds import started
 from torch import Tensor, nn
 
@@ -166,14 +167,6 @@ def half(world: tnt.distributed.World, sync: Any, parallel: Any) -> dict[str, An
         state = event.state
     kinds = {str(leaf.dtype) for leaf in state.buffers.values()}
     return {"half": [tnt.digest(state), bool(tnt.treemath.all_finite(state.params)), sorted(kinds)]}
-
-
-def refusal(function: Callable[[], Any]) -> str:
-    try:
-        function()
-    except (tnt.errors.TntError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing was refused"
 
 
 def noise(world: tnt.distributed.World) -> list[bool]:

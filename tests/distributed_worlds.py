@@ -19,6 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import tnt_func as tnt
 
 TESTS = Path(__file__).parent
+Found = list[dict[str, Any]]
 _numbers = itertools.count()
 
 
@@ -52,8 +53,15 @@ def process(*command: Any, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def found_by(script: str, size: int) -> list[dict[str, Any]]:
+def found_by(script: str, size: int) -> Found:
     """What each rank of a world found, of a script that takes its size and prints that last."""
     done = process(script, size)
     assert done.returncode == 0, f"{done.args}\n{done.stderr}"
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def same(found: Found, name: str) -> Any:
+    """What all ranks agree on."""
+    values = [each[name] for each in found]
+    assert all(value == values[0] for value in values), f"{name}: {values}"
+    return values[0]

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 from distributed_runs import LAYOUTS, NOTHING
-from distributed_worlds import process
+from distributed_worlds import Found, process, same
 
 import tnt_func as tnt
 
-Found = list[dict[str, Any]]
 SIZES = tuple(LAYOUTS)
 
 
@@ -36,13 +35,6 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def found(request: pytest.FixtureRequest, everything: dict[str, Any]) -> Found:
     """What every rank of a world found."""
     return everything["worlds"][str(request.param)]
-
-
-def same(found: Found, name: str) -> Any:
-    """What all ranks agree on."""
-    values = [each[name] for each in found]
-    assert all(value == values[0] for value in values), f"{name}: {values}"
-    return values[0]
 
 
 LAID = [(size, layout) for size, layouts in LAYOUTS.items() for layout in layouts]

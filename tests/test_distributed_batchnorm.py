@@ -4,25 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_worlds import found_by
+from distributed_worlds import Found, found_by, same
 from torch import nn
 
 import tnt_func as tnt
-
-Found = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module", params=(1, 4))
 def found(request: pytest.FixtureRequest) -> Found:
     """What every rank of a world found."""
     return found_by("distributed_batchnorm.py", request.param)
-
-
-def same(found: Found, name: str) -> Any:
-    """What all ranks agree on."""
-    values = [each[name] for each in found]
-    assert all(value == values[0] for value in values), f"{name}: {values}"
-    return values[0]
 
 
 @pytest.mark.parametrize("kind", ["plain", "cumulative", "no averages", "rematerialised"])

@@ -1,12 +1,8 @@
 """Donated, compiled and micro-batched units train on ranks as alone; orders that cannot be right are refused."""
 
-from typing import Any
-
 import pytest
 from distributed_forms import FORMS
-from distributed_worlds import found_by
-
-Found = list[dict[str, Any]]
+from distributed_worlds import Found, found_by
 
 
 @pytest.fixture(scope="module", params=(1, 2))

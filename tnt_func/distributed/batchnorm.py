@@ -36,13 +36,13 @@ from torch.nn.parameter import is_lazy
 
 from tnt_func import pytree as trees
 from tnt_func.descent import Differentiate, Objective, Slope, differentiate
-from tnt_func.distributed.collectives import Exchange
+from tnt_func.distributed.collectives import Exchange, gathering
 from tnt_func.distributed.outputs import Sharing
 from tnt_func.distributed.world import Ranks, together
 from tnt_func.errors import ContractError, UsageError
 from tnt_func.schedules.curves import dtype_on
 from tnt_func.state import State, content
-from tnt_func.transforms.precision import Scaled
+from tnt_func.transforms.precision import unscaled
 from tnt_func.transforms.seams import Around
 from tnt_func.types import Batch, Output, Phase, PyTree, typed
 
@@ -231,9 +231,8 @@ def _merged(x: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
         mean = x.mean(over, keepdim=True)
         own[0] = count
         own[1:] = torch.cat([mean.view(-1), (x - mean).square_().mean(over)])
-    rows = [torch.empty_like(own) for _ in range(ranks.size)]
-    together("an exchange of batch statistics", lambda: dist.all_gather(rows, own, group=ranks.group))
-    found = torch.stack(rows)
+    work, found = gathering(ranks, own)
+    together("an exchange of batch statistics", work.wait)
     counts, (means, spreads) = found[:, :1], found[:, 1:].chunk(2, 1)
     total = counts.sum()
     if total.is_cpu and total <= 1:
@@ -278,9 +277,7 @@ def synchronised(given: Differentiate, sharing: Sharing) -> Differentiate:
     Raises:
         UsageError: it takes micro-batches, or is a graph.
     """
-    inner = given
-    while isinstance(inner, Scaled):
-        inner = inner.differentiate
+    inner = unscaled(given)
     if inner is not differentiate:
         raise UsageError(
             f"data_parallel was given buffers='synchronised' and a unit whose gradient is found by "

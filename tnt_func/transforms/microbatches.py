@@ -31,7 +31,7 @@ from tnt_func.errors import ContractError, UsageError, UsageTypeError, kind_of
 from tnt_func.optim.layout import layout
 from tnt_func.schedules.curves import dtype_on
 from tnt_func.state import State
-from tnt_func.transforms.precision import Scaled
+from tnt_func.transforms.precision import unscaled
 from tnt_func.transforms.seams import U, on_descent
 from tnt_func.types import Batch, Output, PyTree, typed
 
@@ -107,10 +107,7 @@ def microbatch(
     names = frozenset((weight, *summed))
 
     def parted(descent: Descent) -> Descent:
-        found = descent.differentiate
-        while isinstance(found, Scaled):
-            found = found.differentiate
-        if isinstance(found, OnceAStep):
+        if isinstance(unscaled(descent.differentiate), OnceAStep):
             raise UsageError(
                 f"microbatch was given a unit of data_parallel, whose ranks wait for each other where a gradient is "
                 "found; they do so once a step, and not for each micro-batch. Apply data_parallel last: "

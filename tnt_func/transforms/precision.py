@@ -114,6 +114,18 @@ class Scaled:
         return slope._replace(value=value, grads=grads)
 
 
+def unscaled(differentiate: Differentiate) -> Differentiate:
+    """What finds the slope where scales are taken off.
+
+    Example:
+        >>> unscaled(Scaled(Scaled(max, "outer"), "inner"))
+        <built-in function max>
+    """
+    while isinstance(differentiate, Scaled):
+        differentiate = differentiate.differentiate
+    return differentiate
+
+
 @dataclass(frozen=True)
 class Rescale(Guard):
     """The rule of the scale, as an amendment."""
