@@ -148,10 +148,16 @@ class Compiled:
             return None
         if self.form not in self.memo.forms:
             wanted = self.form == "gradients" or _elements(state.params) >= LARGE
-            self.memo.forms[self.form] = self._with_gradients() if wanted else None
+            self.memo.forms[self.form] = self.gradients_alone() if wanted else None
         return self.memo.forms[self.form]
 
-    def _with_gradients(self) -> Step | None:
+    def gradients_alone(self) -> Step | None:
+        """The step of which the gradients alone are a graph, and the update as it is; None where none is inside that
+        `minimize` made.
+
+        Raises:
+            UsageError: there is none, and the form is "gradients".
+        """
         memo = replace(self.memo, plans={})
 
         def changed(descent: Descent) -> Descent:

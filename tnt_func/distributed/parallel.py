@@ -167,7 +167,7 @@ def _by_gradients(step: Any) -> Any:
                 "data_parallel was given a step compiled as one graph, form='step', the update in it; ranks sum up "
                 "gradients before they update. Write data_parallel(tnt.compiled(unit), mesh), or form='gradients'."
             )
-        return replace(compiled, form="gradients")._with_gradients()
+        return replace(compiled, form="gradients").gradients_alone()
 
     return inside(step, Compiled, opened) or step
 
