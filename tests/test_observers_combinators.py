@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.testing._internal.distributed import fake_pg
 import tnt_func as tnt
 from tnt_func.errors import UsageError
 from tnt_func.events import Event, Observer, fold
-from tnt_func.observers import Openable, combinators, every, isolate, on, rank_zero, tee, when
+from tnt_func.observers import History, Openable, combinators, every, isolate, on, rank_zero, recorder, tee, when
 
 
 def step(state: tnt.State, batch: Any) -> Any:
@@ -205,3 +206,67 @@ def test_rank_zero_alone_is_opened_and_called():
     with os.fdopen(read) as pipe:
         assert pipe.read() == "([], 0, 1)"
     os.waitpid(child, 0)
+
+
+WHOLE: dict[str, Any] = {
+    "progress bar": lambda path: tnt.observers.progress_bar(),
+    "profiler": tnt.observers.profiler,
+    "checkpointer": tnt.observers.checkpointer,
+    "predictions": lambda path: tnt.observers.predictions(path / "all.csv"),
+    "garbage collection": lambda path: tnt.observers.garbage_collection(every_n_steps=1),
+    "empty data": lambda path: tnt.observers.warn_on_empty_data(),
+    "slow data": lambda path: tnt.observers.warn_on_slow_data(),
+    "slow rank": lambda path: tnt.observers.warn_on_slow_rank(),
+    "summaries": lambda path: tnt.observers.tensorboard_summaries(
+        tnt.observers.tensorboard_writer(path), every_n_steps=1, text=lambda event: {}
+    ),
+    "measure": lambda path: tnt.observers.timing(),
+    "points": lambda path: tnt.observers.points(),
+    "recorder with a measure": lambda path: recorder(History(), every_n_steps=1, measures=[tnt.observers.timing()]),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "around",
+    [
+        pytest.param(lambda inside: every(inside, steps=2), id="every"),
+        pytest.param(lambda inside: on("epoch_end", inside), id="on"),
+        pytest.param(lambda inside: on("end", isolate(tee(print, rank_zero(inside)))), id="deep inside"),
+    ],
+)
+def test_what_needs_all_events_is_refused_before_anything_runs(name: str, around: Any, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"was given .* alone; it needs all the events of a phase. Write it by itself"):
+        around(WHOLE[name](tmp_path))
+
+
+@pytest.mark.parametrize("cadence", [{"steps": 2}, {"seconds": 60}])
+def test_two_cadences_for_the_rows_of_steps_are_refused(cadence: Any):
+    with pytest.raises(UsageError, match=r"every_n_steps=50; a row .* Write recorder\(..., every_n_steps=n\) without"):
+        every(recorder(History()), **cadence)
+
+
+@pytest.mark.parametrize(
+    ("around", "rows"),
+    [
+        pytest.param(lambda inside: every(inside(every_n_steps=1), steps=2), [(2, 0), (4, 1), (6, 1)], id="steps"),
+        pytest.param(lambda inside: every(inside(), epochs=2), [(6, 2)], id="epochs"),
+        pytest.param(lambda inside: on("epoch_end", inside()), [(3, 1), (6, 2)], id="on"),
+        pytest.param(lambda inside: on("step_end", inside(every_n_steps=3)), [(3, 0), (6, 1)], id="on steps"),
+        pytest.param(lambda inside: when(lambda event: event.phase == "eval", inside()), [], id="when"),
+    ],
+)
+def test_which_rows_a_recorder_inside_has(around: Any, rows: Any):
+    history, metrics = History(), {"loss": tnt.metrics.mean("loss")}
+    unit = tnt.TrainUnit(train_step=step, metrics=metrics)
+    observers = [around(lambda **given: recorder(history, **given))]
+    tnt.train(unit, FIRST, [1.0, 2.0, 3.0], max_epochs=2, observers=observers)
+    assert [row.place for row in history] == rows
+
+
+def test_a_console_says_that_it_prints_epochs():
+    for around in (lambda inside: every(inside, steps=2), lambda inside: on("step_end", inside)):
+        with pytest.raises(UsageError, match=r"step_end alone; it prints where an epoch is over. Write every\(console"):
+            around(tnt.observers.console())
+    with pytest.raises(UsageError, match="to tell it of end alone"):
+        on("end", recorder(History()))

@@ -183,8 +183,11 @@ def test_columns_that_are_no_table(tmp_path: Path, columns: Any, said: str):
 
 
 def test_inside_of_another_it_would_write_nothing_and_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match="all the events of a phase"):
+        tnt.observers.on("step_end", predictions(tmp_path / "all.csv"))
+    steps = tnt.observers.when(lambda event: event.point == "step_end", predictions(tmp_path / "all.csv"))
     with pytest.raises(UsageError, match="a part of the events"):
-        tnt.predict(UNIT, FIRST, DATA, observers=[tnt.observers.on("step_end", predictions(tmp_path / "all.csv"))])
+        tnt.predict(UNIT, FIRST, DATA, observers=[steps])
 
 
 def test_columns_of_another_type(tmp_path: Path):

@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from math import nan
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ import tqdm
 import tqdm.auto
 
 import tnt_func as tnt
-from tnt_func.errors import MissingExtraError
-from tnt_func.observers import console, progress_bar
+from tnt_func.errors import MissingExtraError, UsageError, UsageTypeError
+from tnt_func.observers import console, progress_bar, when
 
 
 class Terminal(io.StringIO):
@@ -132,3 +133,32 @@ def test_console_has_a_line_an_epoch_and_an_evaluation(capsys: pytest.CaptureFix
         "predict epoch 1, step 0",
     ]
     assert console(file=(file := io.StringIO())) and not file.getvalue()
+
+
+def test_one_phase_alone_and_a_part_of_one():
+    unit = tnt.TrainUnit(train_step=lambda state, batch: (state, {"loss": batch}))
+    eval_unit = tnt.EvalUnit(eval_step=lambda state, batch: (state, {"loss": batch}))
+    both, first = tnt.FitUnit(train_unit=unit, eval_unit=eval_unit), tnt.State(params=0, key=tnt.key(0))
+    terminal = Terminal()
+    bar = when(lambda event: event.phase == "eval", progress_bar(file=terminal))
+    tnt.fit(both, first, [1, 2], [1], max_epochs=1, observers=[bar])
+    assert "eval epoch 1: 100%" in terminal.getvalue() and "train" not in terminal.getvalue()
+    for point in ("step_end", "step_start"):
+        bar = when(lambda event, point=point: event.point in (point, "step_end"), progress_bar(file=terminal))
+        with pytest.raises(UsageError, match=r"train step is over, and not that it was fetched; .* Write when\("):
+            tnt.train(unit, first, [1, 2], max_epochs=1, observers=[bar])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"totals": {"train": -1}}, {"max_epochs": 0}, {"metrics_every_seconds": -1}, {"metrics_every_seconds": nan}],
+)
+def test_numbers_that_cannot_be(given: Any):
+    with pytest.raises(UsageError, match=r"was given; none is negative, .* Write totals="):
+        progress_bar(**given)
+
+
+@pytest.mark.parametrize("make", [progress_bar, console, tnt.observers.banner, tnt.observers.compilations])
+def test_a_file_is_open_and_no_path(make: Any):
+    with pytest.raises(UsageTypeError, match="parameter file='run.log'"):
+        make(file="run.log")

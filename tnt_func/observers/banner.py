@@ -21,18 +21,20 @@ import torch
 
 from tnt_func import pytree as trees
 from tnt_func.events import Event, Observer
+from tnt_func.observers.combinators import is_rank_zero
+from tnt_func.observers.console import Text
 from tnt_func.state import State, digest
 from tnt_func.types import typed
 
 
 @typed
-def banner(*also: object, digests: bool = True, file: Any = None) -> Observer:
+def banner(*also: object, digests: bool = True, file: Text | None = None) -> Observer:
     """An observer that prints what a run is, once, where it starts.
 
     Args:
         also: printed after it: a `module_summary` say, a name, the arguments of the program.
         digests: whether the state's digest is told, for which all of it is fetched from the device.
-        file: written to; None is the standard output of the moment.
+        file: open, written to by every rank that has it; None is the standard output of the moment, of rank 0 alone.
 
     Example:
         >>> banner("fine-tuning, third attempt")
@@ -42,8 +44,9 @@ def banner(*also: object, digests: bool = True, file: Any = None) -> Observer:
 
 
 class _Banner:
-    def __init__(self, also: tuple[object, ...], digests: bool, file: Any):
-        self._also, self._digests, self._file = also, digests, file
+    def __init__(self, also: tuple[object, ...], digests: bool, file: Text | None):
+        self._also, self._digests = also, digests
+        self._file: Any = file
         self._printed = False
 
     def __repr__(self) -> str:
@@ -54,7 +57,7 @@ class _Banner:
             self.open(event)
 
     def open(self, event: Event) -> None:
-        if not self._printed:
+        if not self._printed and (self._file is not None or is_rank_zero()):
             self._printed = True
             lines = [*_machine(), *_run(event, self._digests), *map(str, self._also)]
             print("\n".join(lines), file=sys.stdout if self._file is None else self._file)

@@ -25,6 +25,7 @@ from tnt_func.checkpoint.restoring import inspect
 from tnt_func.checkpoint.saving import make_ready, numbers, remove
 from tnt_func.errors import CheckpointError, UsageError
 from tnt_func.events import Event, refuse_a_part
+from tnt_func.observers.combinators import needs_all
 from tnt_func.state import State, keep
 from tnt_func.types import Mode, Phase, typed
 
@@ -155,7 +156,7 @@ class Checkpointer:
         elif event.point in ("paused", "failed"):
             self._end_early(event)
 
-    open = refuse_a_part
+    check_part, open = needs_all, refuse_a_part
 
     def _end_early(self, event: Event) -> None:
         if event.state is None and event.error is not None:

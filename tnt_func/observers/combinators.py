@@ -1,7 +1,8 @@
 """Observers around observers: at which events one is called, on which rank, and what becomes of its errors.
 
 What is inside is opened when a run starts, even where the `start` event itself is not passed on, and closed with what
-is around it. All of them watch `train`, `evaluate`, `predict` and `fit` alike.
+is around it. All of them watch `train`, `evaluate`, `predict` and `fit` alike. `every` and `on` pass on one point: what
+needs all the events of a phase, a progress bar say, is refused inside of them.
 
 Example:
     >>> import tnt_func as tnt
@@ -17,7 +18,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch.distributed
 
@@ -40,6 +41,39 @@ class Openable(Protocol):
         ...
 
 
+@runtime_checkable
+class Choosy(Protocol):
+    """Has a say in what is passed on to it: `check_part` is called by an `every` or `on` that is made around it.
+
+    Example:
+        >>> isinstance(on("end", print), Choosy), isinstance(print, Choosy)
+        (True, False)
+    """
+
+    def check_part(self, combinator: str, point: Point) -> Any:
+        """Refuse to be told of one point alone, where that is no use.
+
+        Raises:
+            UsageError: it is none.
+        """
+        ...
+
+
+def needs_all(observer: Any, combinator: str, point: Point) -> NoReturn:
+    """The `check_part` of an observer that needs all the events of a phase.
+
+    Example:
+        >>> needs_all(print, "on", "end")
+        Traceback (most recent call last):
+        tnt_func.errors.UsageError: on was given <built-in function print>, to tell it of end alone; ...
+    """
+    raise UsageError(
+        f"{combinator} was given {observer!r}, to tell it of {point} alone; it needs all the events of a phase. Write "
+        "it by itself in observers=[...], with its own cadence if it has one, or, for one phase, "
+        "when(lambda event: event.phase == 'eval', ...)."
+    )
+
+
 @typed
 def on(point: Point, observer: Observer, *, phase: Phase | None = None) -> Observer:
     """An observer that is called at one point.
@@ -49,10 +83,14 @@ def on(point: Point, observer: Observer, *, phase: Phase | None = None) -> Obser
         observer: called there.
         phase: in which phase alone; None is all.
 
+    Raises:
+        UsageError: the observer needs more than that point.
+
     Example:
         >>> on("epoch_end", print, phase="eval")
         on('epoch_end', <built-in function print>, phase='eval')
     """
+    _check(observer, "on", point)
     said = f"on({point!r}, {observer!r}, phase={phase!r})"
     return _Passing(said, observer, lambda event: event.point == point and phase in (None, event.phase))
 
@@ -74,7 +112,8 @@ def every(
         seconds: at the first `step_end` so many seconds after the one before, or after the first event.
 
     Raises:
-        UsageError: none or several are given, or one that is not above 0.
+        UsageError: none or several are given, or one that is not above 0; the observer needs all events, or has a
+            cadence of its own.
 
     Example:
         >>> every(print, steps=100)
@@ -87,10 +126,11 @@ def every(
             f"every was given {dict(given)}; it takes one cadence, above 0. Write every(observer, steps=10)."
         )
     name, n = given[0]
+    point = "epoch_end" if name == "epochs" else "step_end"
+    _check(observer, "every", point)
     if name == "seconds":
         passes = _Clock(n)
     else:
-        point = "step_end" if name == "steps" else "epoch_end"
 
         def passes(event: Event) -> bool:
             return event.point == point and getattr(event.state.progress.of(event.phase), name) % n == 0
@@ -123,7 +163,7 @@ def rank_zero(observer: Observer) -> Observer:
         >>> rank_zero(print)
         rank_zero(<built-in function print>)
     """
-    return _Passing(f"rank_zero({observer!r})", observer, lambda event: _is_rank_zero(), _is_rank_zero)
+    return _Passing(f"rank_zero({observer!r})", observer, lambda event: is_rank_zero(), is_rank_zero)
 
 
 @typed
@@ -153,14 +193,25 @@ def tee(*observers: Observer) -> Observer:
     return named(f"tee({', '.join(map(repr, observers))})", *observers)
 
 
-def named(said: str, *observers: Observer) -> Observer:
-    """Several observers as one, with a repr of its own.
+def named(said: str, *observers: Observer, check_part: Callable[[Any, str, Point], Any] | None = None) -> Observer:
+    """Several observers as one, with a repr of its own, and a say in what is passed on to it, or else that of each.
 
     Example:
         >>> named("loud", print, print)
         loud
     """
-    return _Tee(said, observers)
+    return _Tee(said, observers, check_part)
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is rank 0, or alone.
+
+    Example:
+        >>> is_rank_zero()
+        True
+    """
+    groups = torch.distributed
+    return not (groups.is_available() and groups.is_initialized()) or groups.get_rank() == 0
 
 
 class _Passing:
@@ -187,6 +238,9 @@ class _Passing:
     def open(self, event: Event) -> None:
         if self._here():
             _open(self._observer, event)
+
+    def check_part(self, combinator: str, point: Point) -> None:
+        _check(self._observer, combinator, point)
 
     def close(self) -> None:
         _close(self._observer)
@@ -223,6 +277,9 @@ class _Isolated:
         if not self._fell:
             self._try(_open, self._observer, event)
 
+    def check_part(self, combinator: str, point: Point) -> None:
+        _check(self._observer, combinator, point)
+
     def close(self) -> None:
         self._try(_close, self._observer)
         self._fell = False
@@ -239,8 +296,8 @@ class _Isolated:
 
 
 class _Tee:
-    def __init__(self, said: str, observers: tuple[Observer, ...]):
-        self._said, self._observers = said, observers
+    def __init__(self, said: str, observers: tuple[Observer, ...], own: Callable[[Any, str, Point], Any] | None):
+        self._said, self._observers, self._own = said, observers, own
 
     def __repr__(self) -> str:
         return self._said
@@ -258,6 +315,12 @@ class _Tee:
         for observer in self._observers:
             _open(observer, event)
 
+    def check_part(self, combinator: str, point: Point) -> None:
+        if self._own is not None:
+            self._own(self, combinator, point)
+        for observer in self._observers:
+            _check(observer, combinator, point)
+
     def close(self) -> None:
         with ExitStack() as all_of_them:
             for observer in reversed(self._observers):
@@ -269,11 +332,11 @@ def _open(observer: Observer, event: Event) -> None:
         observer.open(event)
 
 
+def _check(observer: Observer, combinator: str, point: Point) -> None:
+    if isinstance(observer, Choosy):
+        observer.check_part(combinator, point)
+
+
 def _close(observer: Observer) -> None:
     if isinstance(observer, Closable):
         observer.close()
-
-
-def _is_rank_zero() -> bool:
-    groups = torch.distributed
-    return not (groups.is_available() and groups.is_initialized()) or groups.get_rank() == 0

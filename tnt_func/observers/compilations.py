@@ -13,17 +13,18 @@ import time
 from typing import Any
 
 from tnt_func.compiling import Compilation, OnCompile
+from tnt_func.observers.console import Text
 from tnt_func.types import typed
 
 
 @typed
-def compilations(*, file: Any = None) -> OnCompile:
+def compilations(*, file: Text | None = None) -> OnCompile:
     """What `tnt.compiled(unit, on_compile=...)` calls, printing a line before each compilation and one after it.
 
     A unit that is given nothing to call has this one where the standard error is a terminal.
 
     Args:
-        file: written to; None is the standard error of the moment, which keeps a run's own output apart.
+        file: open, written to; None is the standard error of the moment, which keeps a run's own output apart.
 
     Example:
         >>> import tnt_func as tnt

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from tnt_func.errors import UsageError
 from tnt_func.events import Event, Observer
+from tnt_func.observers.combinators import needs_all
 from tnt_func.observers.measures import Stopwatch
 from tnt_func.types import Phase, typed
 from tnt_func.unit import RESERVED
@@ -39,6 +40,8 @@ class _Empty:
 
     def __repr__(self) -> str:
         return "warn_on_empty_data()"
+
+    check_part = needs_all
 
     def __call__(self, event: Event) -> None:
         if event.point == "epoch_start":
@@ -93,6 +96,8 @@ class _Slow:
 
     def __repr__(self) -> str:
         return f"warn_on_slow_data(share={self._share})"
+
+    check_part = needs_all
 
     def close(self) -> None:
         """Forget what was warned of."""

@@ -14,7 +14,7 @@ import torch
 
 from tnt_func.errors import UsageError
 from tnt_func.events import Event, Observer
-from tnt_func.observers.combinators import every, named, on
+from tnt_func.observers.combinators import every, named, needs_all, on
 from tnt_func.observers.scopes import during
 from tnt_func.types import typed
 
@@ -114,4 +114,4 @@ def cuda_memory_snapshots(
         dump(f"{event.phase}-step-{event.state.progress.of(event.phase).steps:012}")
 
     steps = [every(dump_step, steps=every_n_steps)] if every_n_steps else []
-    return named(said, during(noting), *steps, on("failed", lambda event: dump("failed")))
+    return named(said, during(noting), *steps, on("failed", lambda event: dump("failed")), check_part=needs_all)

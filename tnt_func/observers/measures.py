@@ -30,6 +30,7 @@ import torch
 from tnt_func import pytree as trees
 from tnt_func.errors import UsageError, kind_of
 from tnt_func.events import Event
+from tnt_func.observers.combinators import needs_all
 from tnt_func.types import Batch, Phase, Point, typed
 
 Count: TypeAlias = Callable[[Batch], int]
@@ -153,6 +154,8 @@ class Stopwatch:
             self._begin()
         elif point in ("end", "paused", "failed") and phase == self._outer:
             self._outer = None
+
+    check_part = needs_all
 
     def take(self, event: Event) -> tuple[Totals, Totals]:
         """The totals of the phase since they were last taken at this point of it, and since the run started."""

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from tnt_func.events import Event
+from tnt_func.observers.combinators import needs_all
 from tnt_func.types import typed
 
 
@@ -67,6 +68,8 @@ class Points:
             self._seconds[f"points.{event.phase}.{event.point}"] += now - self._last
         self._steps += event.phase == "train" and event.point == "step_end"
         self._last = now
+
+    check_part = needs_all
 
     def read(self, event: Event) -> Mapping[str, float]:
         """The numbers, at a train step."""

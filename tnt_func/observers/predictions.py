@@ -28,6 +28,7 @@ import torch
 from tnt_func import pytree as trees
 from tnt_func.errors import UsageError, kind_of, optional
 from tnt_func.events import Event, refuse_a_part
+from tnt_func.observers.combinators import needs_all
 from tnt_func.types import Phase, typed
 
 ROW_GROUP = 16 * 2**20
@@ -130,6 +131,8 @@ class Predictions:
             self._write(event)
         elif event.point == "end":
             self._finish()
+
+    check_part = needs_all
 
     def open(self, event: Event) -> None:
         """Called where the start of a run is not passed on: its end would not be either."""

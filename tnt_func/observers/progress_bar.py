@@ -17,8 +17,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tnt_func.errors import optional
+from tnt_func.errors import UsageError, optional
 from tnt_func.events import Event
+from tnt_func.observers.combinators import is_rank_zero, needs_all
+from tnt_func.observers.console import Text
 from tnt_func.observers.rows import metrics_of
 from tnt_func.replay.marks import numbers
 from tnt_func.types import Phase, typed
@@ -31,11 +33,12 @@ def progress_bar(
     totals: Mapping[Phase, int] | None = None,
     max_epochs: int | None = None,
     metrics_every_seconds: int | float = 1.0,
-    file: Any = None,
+    file: Text | None = None,
 ) -> "ProgressBar":
     """An observer that shows how far the epoch is, its speed, and its metrics so far, in a terminal or a notebook.
 
-    Where there is neither, and for a `file` that is no terminal, it shows nothing and fetches nothing.
+    Where there is neither, for a `file` that is no terminal, and on ranks other than 0 that have no `file` of their
+    own, it shows nothing and fetches nothing.
 
     The steps of an epoch are taken from `totals`, else from the epoch before, else, in training, from the length of the
     data. Where an epoch is over its bar is full: it counts what there was.
@@ -45,15 +48,22 @@ def progress_bar(
         max_epochs: shown behind the epoch.
         metrics_every_seconds: how often numbers are fetched from the device, which waits for it; besides, when an epoch
             is over. They are the unit's metrics, or, where it has none, the numbers of the step's output.
-        file: written to; None is the standard error, or in a notebook, with ipywidgets, the output of the cell.
+        file: open, written to; None is the standard error, or in a notebook, with ipywidgets, the output of the cell.
 
     Raises:
+        UsageError: a number is negative; max_epochs is below 1.
         MissingExtraError: tqdm is not installed.
 
     Example:
         >>> progress_bar(totals={"train": 1000, "eval": 100}, max_epochs=4)
         progress_bar()
     """
+    given = [metrics_every_seconds, *(totals or {}).values(), 0 if max_epochs is None else max_epochs - 1]
+    if not all(number >= 0 for number in given):
+        raise UsageError(
+            f"progress_bar(totals={totals}, max_epochs={max_epochs}, metrics_every_seconds={metrics_every_seconds}) "
+            "was given; none is negative, and epochs are at least 1. Write totals={'train': 1000}, max_epochs=4, say."
+        )
     module = "tqdm.auto" if file is None else "tqdm"
     tqdm = optional(module, user="progress_bar", extra="progress", package="tqdm").tqdm
     return ProgressBar(tqdm, dict(totals or {}), max_epochs, metrics_every_seconds, file)
@@ -62,7 +72,7 @@ def progress_bar(
 class ProgressBar:
     """What `progress_bar` makes: called with every event, closed at the end."""
 
-    def __init__(self, tqdm: Any, totals: dict[Phase, int], max_epochs: int | None, seconds: float, file: Any):
+    def __init__(self, tqdm: Any, totals: dict[Phase, int], max_epochs: int | None, seconds: float, file: Text | None):
         self._tqdm, self._totals, self._max_epochs, self._seconds, self._file = tqdm, totals, max_epochs, seconds, file
         self._before: dict[Phase, int] = {}
         self._bars: dict[Phase, Any] = {}
@@ -77,11 +87,18 @@ class ProgressBar:
         if point in ("step_end", "epoch_end"):
             if phase in self._bars:
                 self._move(event, self._bars[phase])
+            elif point == "step_end":
+                raise UsageError(
+                    f"progress_bar() was told that a {phase} step is over, and not that it was fetched; it needs all "
+                    "the events of a phase. Write when(lambda event: event.phase == 'train', progress_bar()), say."
+                )
         elif point in ("epoch_start", "fetched"):
             if phase not in self._bars:
                 self._bars[phase] = self._bar(event)
         elif point in ("paused", "failed") or (point == "start" and phase == "train"):
             self.close()
+
+    check_part = needs_all
 
     def close(self) -> None:
         """Leave the bars that are open as they are."""
@@ -101,7 +118,7 @@ class ProgressBar:
             initial=done.steps_in_epoch,
             leave=not self._bars,  # One inside another goes when it is over.
             file=sys.stderr if self._file is None else self._file,
-            disable=None,  # Where the file is no terminal.
+            disable=None if self._file is not None or is_rank_zero() else True,  # None: where it is no terminal.
             dynamic_ncols=True,
         )
 

@@ -20,12 +20,13 @@ from typing import Any
 
 from tnt_func import optim
 from tnt_func.ensembles.stacking import told_apart
-from tnt_func.errors import UsageError
+from tnt_func.errors import UsageError, UsageTypeError, kind_of
 from tnt_func.events import Closable, Event
+from tnt_func.observers.combinators import needs_all
 from tnt_func.observers.measures import Measure
 from tnt_func.observers.rows import Row, Writer, metrics_of
 from tnt_func.replay.marks import numbers
-from tnt_func.types import PyTree, typed
+from tnt_func.types import Point, PyTree, typed
 
 
 @typed
@@ -42,24 +43,41 @@ def recorder(
 
     Numbers are read from the device when a row is due and at no other time: that is the only wait for it.
 
+    It has a cadence of its own for steps. Inside `every`, for rows every so many seconds say, that of `every` holds,
+    and every_n_steps is 1; `on` and `when` choose among the rows.
+
     Args:
         writers: `History()`, `csv_writer(path)`, `jsonl_writer(path)`, `tensorboard_writer(directory)`, or any other
-            `Writer`.
+            `Writer`, each of one recorder alone.
         every_n_steps: train steps of the lifetime from row to row; 1 waits for the device at every step.
         hyperparameters: names of those to add to the rows of steps, "lr" say, as "optim.lr" after the step; where there
             are several of a name, of groups or in a tuple, they are numbered: "optim.betas.0". Not with `fuse=`,
             between whose steps no optimizer's state is there.
         measures: `timing()`, `throughput()`, `system()`, or any other `Measure`, each of one recorder alone. They need
-            every event, so the recorder has its cadence from `every_n_steps`, not from an `every` around it.
+            all events, so the recorder is then in no `every` or `on`.
 
     Raises:
-        UsageError: every_n_steps is below 1; when the run starts, the optimizer has no such hyper-parameter.
+        UsageError: there is no writer, or one twice; every_n_steps is below 1; an `every` around it with another
+            cadence; when the run starts, the optimizer has no such hyper-parameter.
+        UsageTypeError: a writer is a class or a function, not what it makes.
 
     Example:
         >>> from tnt_func.observers import History
         >>> recorder(History(), every_n_steps=10, hyperparameters=["lr"])
         recorder(History(0 rows))
     """
+    if not writers:
+        raise UsageError(
+            "recorder() was given no writer; it gives the rows of a run to writers. Write "
+            "recorder(tnt.observers.History()), say."
+        )
+    for index, writer in enumerate(writers):
+        if isinstance(writer, type):
+            raise UsageTypeError(
+                f"recorder was given {kind_of(writer)}; it takes what that makes. Write recorder({writer.__name__}())."
+            )
+        if any(writer is other for other in writers[:index]):
+            raise UsageError(f"recorder was given {writer!r} twice; it would have each row twice. Give it once.")
     if every_n_steps < 1:
         raise UsageError(
             f"recorder(every_n_steps={every_n_steps}) was given; it is at least 1. Write every_n_steps=50."
@@ -103,6 +121,16 @@ class Recorder:
                 self._write(event, "step", found)
         elif event.point == "epoch_end":
             self._write(event, "epoch", metrics_of(event))
+
+    def check_part(self, combinator: str, point: Point) -> None:
+        """Refuse what would leave measures wrong, no row, or a row of a step where two cadences meet."""
+        if self._measures or point not in ("step_end", "epoch_end"):
+            needs_all(self, combinator, point)
+        if combinator == "every" and point == "step_end" and self._every > 1:
+            raise UsageError(
+                f"every was given {self!r}, which has a cadence of its own, every_n_steps={self._every}; a row of a "
+                "step would need both. Write recorder(..., every_n_steps=n) without every, or every_n_steps=1 inside."
+            )
 
     def open(self, event: Event) -> None:
         """Bring the writers to where a run starts; an evaluation inside training changes nothing."""

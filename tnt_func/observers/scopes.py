@@ -24,7 +24,7 @@ import torch
 
 from tnt_func.errors import UsageError
 from tnt_func.events import Event, Observer
-from tnt_func.observers.combinators import every, named, on
+from tnt_func.observers.combinators import every, named, needs_all, on
 from tnt_func.types import typed
 
 
@@ -111,7 +111,8 @@ def garbage_collection(*, every_n_steps: int) -> Observer:
             f"garbage_collection(every_n_steps={every_n_steps}) was given; it is at least 1. Write every_n_steps=1000."
         )
     collecting = every(lambda event: gc.collect(), steps=every_n_steps)
-    return named(f"garbage_collection(every_n_steps={every_n_steps})", during(disabled), collecting)
+    said = f"garbage_collection(every_n_steps={every_n_steps})"
+    return named(said, during(disabled), collecting, check_part=needs_all)
 
 
 @typed
@@ -208,4 +209,5 @@ def profiler(
         ) as profile:
             yield
 
-    return named(f"profiler({os.fspath(directory)!r})", during(profiling), on("step_end", lambda event: profile.step()))
+    stepping = on("step_end", lambda event: profile.step())
+    return named(f"profiler({os.fspath(directory)!r})", during(profiling), stepping, check_part=needs_all)

@@ -13,6 +13,7 @@ import torch
 
 from tnt_func.errors import UsageError
 from tnt_func.events import Event, Observer
+from tnt_func.observers.combinators import needs_all
 from tnt_func.observers.measures import Stopwatch
 from tnt_func.types import typed
 
@@ -59,6 +60,8 @@ class _SlowRank:
 
     def __repr__(self) -> str:
         return f"warn_on_slow_rank(every_n_steps={self._every})"
+
+    check_part = needs_all
 
     def close(self) -> None:
         """Begin anew with the next run."""

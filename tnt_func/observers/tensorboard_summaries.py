@@ -21,6 +21,7 @@ import torch
 from tnt_func import pytree as trees
 from tnt_func.errors import UsageError
 from tnt_func.events import Event
+from tnt_func.observers.combinators import needs_all
 from tnt_func.observers.tensorboard_writer import TensorboardWriter
 from tnt_func.types import PyTree, typed
 
@@ -103,6 +104,8 @@ class TensorboardSummaries:
         elif self._due(event):
             progress = event.state.progress.train
             self._writer.add(progress.steps, {"epoch/train_summaries": float(progress.epochs)}, self._made(event))
+
+    check_part = needs_all
 
     def open(self, event: Event) -> None:
         """Bring the writer to where a run starts."""
