@@ -234,9 +234,7 @@ def test_hooks_that_would_never_be_called_are_refused(unit: Any, phases: tuple[P
 
 
 def test_a_name_is_given_once():
-    with pytest.raises(
-        UsageError, match=r"named \['a', 'b', 'a'\]; 'a' is there twice. Give one of them another name="
-    ):
+    with pytest.raises(UsageError, match=r"named \['a', 'b', 'a'\]; 'a' is there twice. Give one another name="):
         attach(FIT, callback("a"), callback("b"), callback("a"))
 
 

@@ -210,7 +210,7 @@ ROWS: dict[str, Row] = {
         train(callbacks=[Callback(name="c")] * 2),
         r"named \['c', 'c'\]",
         "'c' is there twice",
-        "Give one of them another name=",
+        "Give one another name=",
     ),
     "the loop's own name": usage(
         lambda: Callback(name="data", memory=lambda state: 0),

@@ -19,11 +19,12 @@ from typing import Any, Self, TypeVar
 
 from tnt_func.donation import consumed, donates, donating, noted, separated, spend
 from tnt_func.errors import ContractError, UsageError, UsageTypeError
+from tnt_func.factories import factory
 from tnt_func.metrics import Metric
 from tnt_func.optim.layout import is_traced
 from tnt_func.rng import key
 from tnt_func.state import State
-from tnt_func.types import Batch, Generator, Output, typed
+from tnt_func.types import Batch, Generator, Output
 from tnt_func.unit import (
     POINTS,
     EvalUnit,
@@ -44,7 +45,7 @@ V = TypeVar("V", TrainUnit, EvalUnit, PredictUnit)
 """One of the units of one phase."""
 
 
-@typed
+@factory
 def sequence(*units: V) -> V:
     """The unit whose step is each unit's step on the same batch, one after another, and whose hooks are theirs.
 
@@ -69,7 +70,7 @@ def sequence(*units: V) -> V:
     return _composed(units, step, hooks, metrics)
 
 
-@typed
+@factory
 def alternate(*units: V, turns: Sequence[int] | None = None) -> V:
     """The unit that takes a step of one unit at a time, in turns: a critic and a generator, say.
 
@@ -117,7 +118,7 @@ def alternate(*units: V, turns: Sequence[int] | None = None) -> V:
     return _composed(units, step, hooks, _union("metric", metrics))
 
 
-@typed
+@factory
 def focus(unit: V, name: str) -> V:
     """The unit at work on a part of a larger state.
 

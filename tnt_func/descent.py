@@ -22,11 +22,12 @@ from typing import ClassVar, NamedTuple, TypeAlias, cast
 from torch import Tensor
 
 from tnt_func.donation import Storages, copied_from, noted, separated, spend
+from tnt_func.factories import Brief
 from tnt_func.gradients import value_and_grad
 from tnt_func.optim import Optimizer
 from tnt_func.optim.layout import is_traced
 from tnt_func.state import State, keep
-from tnt_func.types import Batch, Brief, Output, PyTree, typed
+from tnt_func.types import Batch, Output, PyTree, typed
 
 Objective: TypeAlias = Callable[[PyTree, State, Batch], tuple[Tensor, tuple[PyTree, Output]]]
 """`(params, state, batch) -> (value, (buffers, output))`: what a step makes smaller, new buffers, the step's output."""

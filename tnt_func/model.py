@@ -25,6 +25,7 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from tnt_func.errors import StructureError, UsageError, UsageTypeError
+from tnt_func.factories import Brief
 from tnt_func.types import typed
 
 Trainable = Callable[[str, Tensor], bool]
@@ -40,8 +41,8 @@ class Apply(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Model:
+@dataclass(frozen=True, repr=False)
+class Model(Brief):
     """What a module computes, and the tensors it starts from.
 
     Args:

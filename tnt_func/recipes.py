@@ -25,11 +25,12 @@ from tnt_func import pytree as trees
 from tnt_func import rng
 from tnt_func.descent import minimize
 from tnt_func.errors import DataError, kind_of
+from tnt_func.factories import Brief
 from tnt_func.metrics import Metric, mean
 from tnt_func.model import Model, Trainable, from_module
 from tnt_func.optim import Optimizer
 from tnt_func.state import State
-from tnt_func.types import Batch, Brief, Output, PyTree, typed
+from tnt_func.types import Batch, Output, PyTree, typed
 from tnt_func.unit import EvalUnit, FitUnit, PredictUnit, TrainUnit
 
 Score: TypeAlias = Callable[[Any, Any], Any]

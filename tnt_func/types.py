@@ -11,8 +11,6 @@ Example:
 import functools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
-from types import FunctionType
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import torch
@@ -66,30 +64,6 @@ class Pipeline(Protocol):
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of `epoch` from position `start` on, position 0 being the first."""
         ...
-
-
-class Brief:
-    """A dataclass whose repr has the fields that are not as they are by default, and functions by their names.
-
-    Example:
-        >>> from dataclasses import dataclass
-        >>> @dataclass(repr=False)
-        ... class Pair(Brief):
-        ...     first: Any
-        ...     second: Any = None
-        >>> Pair(int), Pair(typed, second=2)
-        (Pair(first=<class 'int'>), Pair(first=typed, second=2))
-    """
-
-    def __repr__(self) -> str:
-        shown: list[str] = []
-        for field in fields(cast(Any, self)):
-            value = getattr(self, field.name)
-            default: Any = field.default if field.default_factory is MISSING else field.default_factory()
-            if field.repr and value is not default and value != default:
-                said = value.__qualname__ if isinstance(value, FunctionType) else repr(value)
-                shown.append(f"{field.name}={said}")
-        return f"{type(self).__qualname__}({', '.join(shown)})"
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -20,10 +20,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from tnt_func.errors import UsageError, UsageTypeError, kind_of
+from tnt_func.factories import Brief
 from tnt_func.metrics import Metric
 from tnt_func.rng import ALL
 from tnt_func.state import State
-from tnt_func.types import Batch, Brief, Generator, Output, Phase, PyTree, typed
+from tnt_func.types import Batch, Generator, Output, Phase, PyTree, typed
 
 Hook: TypeAlias = Callable[[State], State]
 Step: TypeAlias = Callable[[State, Batch], tuple[State, Output]]
@@ -45,8 +46,8 @@ def identity(state: State) -> State:
     return state
 
 
-@dataclass(frozen=True)
-class Chain:
+@dataclass(frozen=True, repr=False)
+class Chain(Brief):
     """Hooks one after another as one hook, each with the name that an error will give it.
 
     Example:
@@ -358,9 +359,7 @@ def attach(unit: U, *callbacks: Callback) -> U:
     """
     names = [callback.name for callback in callbacks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(
-            f"the callbacks are named {names}; {twice[0]!r} is there twice. Give one of them another name=."
-        )
+        raise UsageError(f"the callbacks are named {names}; {twice[0]!r} is there twice. Give one another name=.")
     for callback in callbacks:
         unit = _attach_one(unit, callback)
     return unit

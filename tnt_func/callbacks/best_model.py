@@ -14,6 +14,7 @@ import torch
 from tnt_func import pytree as trees
 from tnt_func.callbacks.monitors import Interval, Monitor, MonitoredPhase, better, worst
 from tnt_func.errors import UsageError
+from tnt_func.factories import factory
 from tnt_func.state import State
 from tnt_func.types import Mode, PyTree, typed
 from tnt_func.unit import Callback
@@ -21,7 +22,7 @@ from tnt_func.unit import Callback
 Part: TypeAlias = Literal["params", "buffers", "opt_state"]
 
 
-@typed
+@factory
 def keep_best(
     monitor: str,
     *,

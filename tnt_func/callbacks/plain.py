@@ -9,14 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from tnt_func.errors import UsageError, UsageTypeError, kind_of
+from tnt_func.factories import factory
 from tnt_func.state import State
-from tnt_func.types import Generator, typed
+from tnt_func.types import Generator
 from tnt_func.unit import PHASES, POINTS, Callback, Hook, Memory
 
 HOOKS = tuple(f"on_{phase}_{point}" for phase in PHASES for point in POINTS)
 
 
-@typed
+@factory
 def lambda_callback(
     name: str = "lambda_callback",
     *,

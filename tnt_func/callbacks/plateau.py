@@ -20,13 +20,14 @@ from tnt_func.callbacks.monitors import (
     worst,
 )
 from tnt_func.errors import UsageError
+from tnt_func.factories import factory
 from tnt_func.optim import get, hyperparameters, set_hyperparameters
 from tnt_func.state import State
-from tnt_func.types import Mode, PyTree, typed
+from tnt_func.types import Mode, PyTree
 from tnt_func.unit import Callback
 
 
-@typed
+@factory
 def reduce_lr_on_plateau(
     monitor: str,
     *,

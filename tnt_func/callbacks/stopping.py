@@ -22,12 +22,13 @@ from tnt_func.callbacks.monitors import (
     worst,
 )
 from tnt_func.errors import UsageError, kind_of
+from tnt_func.factories import factory
 from tnt_func.state import State
-from tnt_func.types import Mode, typed
+from tnt_func.types import Mode
 from tnt_func.unit import Callback
 
 
-@typed
+@factory
 def early_stopping(
     monitor: str,
     *,
@@ -110,7 +111,7 @@ def early_stopping(
     return Callback(name=name, memory=lambda state: {"best": worst(mode), "wait": 0}, **watched.hooks(decide))
 
 
-@typed
+@factory
 def stop_on_nonfinite(
     *names: str, params: bool = False, phase: MonitoredPhase = "train", name: str = "stop_on_nonfinite"
 ) -> Callback:

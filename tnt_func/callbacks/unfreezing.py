@@ -6,13 +6,14 @@ Example:
 """
 
 from tnt_func.errors import UsageError
+from tnt_func.factories import factory
 from tnt_func.optim import hyperparameters, set_hyperparameters
 from tnt_func.state import State
-from tnt_func.types import PyTree, typed
+from tnt_func.types import PyTree
 from tnt_func.unit import Callback
 
 
-@typed
+@factory
 def unfreeze_at(
     *, epochs: int | None = None, steps: int | None = None, group: int | None = None, name: str = "unfreeze_at"
 ) -> Callback:

@@ -70,7 +70,7 @@ def fused(unit: TrainUnit) -> "Fused":
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fused(Compiled):
     """A compiled step that runs many times a call. Made by `fused`.
 

@@ -18,6 +18,7 @@ from tnt_func.compiling.templates import Parts
 from tnt_func.descent import Descent, Objective, Slope
 from tnt_func.donation import separated, spend
 from tnt_func.errors import ContractError, StructureError, UsageError
+from tnt_func.factories import Brief
 from tnt_func.metrics import Metric
 from tnt_func.state import State
 from tnt_func.transforms.seams import inside
@@ -80,8 +81,8 @@ class Memo:
     refused: list[str] = field(default_factory=list[str])
 
 
-@dataclass(frozen=True)
-class Compiled:
+@dataclass(frozen=True, repr=False)
+class Compiled(Brief):
     """A step as one graph for each structure of state and batch that it meets. Made by `compiled`.
 
     Args:

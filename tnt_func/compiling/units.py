@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 from tnt_func.compiling.backends import Backend
 from tnt_func.compiling.steps import Compiled, Form, OnCompile
 from tnt_func.donation import donates
-from tnt_func.types import typed
+from tnt_func.factories import factory
 from tnt_func.unit import FitUnit, PhaseUnit, Unit, step_of
 
 U = TypeVar("U", bound=Unit)
 
 
-@typed
+@factory
 def compiled(
     unit: U,
     *,

@@ -44,12 +44,13 @@ from tnt_func.distributed.shards import gather, laid_like, lies_out, settled, se
 from tnt_func.distributed.world import Ranks
 from tnt_func.donation import spend
 from tnt_func.errors import ContractError, UsageError
+from tnt_func.factories import factory
 from tnt_func.metrics import Metric
 from tnt_func.optim.layout import Layout, is_traced, layout, paths
 from tnt_func.state import State
 from tnt_func.transforms.microbatches import OnceAStep
 from tnt_func.transforms.seams import Around, inside, on_descent, on_train_step
-from tnt_func.types import Batch, Generator, Output, Phase, PyTree, typed
+from tnt_func.types import Batch, Generator, Output, Phase, PyTree
 from tnt_func.unit import EvalUnit, FitUnit, Hook, PredictUnit, TrainUnit, hook_of, parts, step_of, then
 
 Combine = Literal["mean", "synchronised"]
@@ -60,7 +61,7 @@ IN_A_GRAPH = (
 U = TypeVar("U", TrainUnit, EvalUnit, PredictUnit, FitUnit)
 
 
-@typed
+@factory
 def data_parallel(
     unit: U,
     mesh: DeviceMesh,

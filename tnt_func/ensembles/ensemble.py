@@ -45,10 +45,11 @@ from tnt_func.ensembles.members import stacked, taken
 from tnt_func.ensembles.metrics import per_member
 from tnt_func.ensembles.stacking import PREFIX, SLOT, inside, size_of, stop_members
 from tnt_func.errors import ContractError, TntError, UsageError, call, kind_of
+from tnt_func.factories import Brief, factory
 from tnt_func.optim.layout import is_traced
 from tnt_func.state import State
 from tnt_func.transforms.seams import inside as seen_through
-from tnt_func.types import Batch, Output, Phase, PyTree, typed
+from tnt_func.types import Batch, Output, Phase, PyTree
 from tnt_func.unit import (
     POINTS,
     FitUnit,
@@ -68,7 +69,7 @@ from tnt_func.unit import (
 Sharing: TypeAlias = Literal["shared", "own"]
 
 
-@typed
+@factory
 def ensemble(
     unit: U, size: int, *, batch: Sharing = "shared", chunk_size: int | None = None, loop: bool | None = None
 ) -> U:
@@ -124,7 +125,7 @@ def ensemble(
         warnings.warn(
             f"ensemble takes the {size} members one after another: their optimizer does not run under torch.func.vmap. "
             "Write tnt.optim.adamw(...) or another native one, or loop=True to say that this is meant.",
-            stacklevel=3,
+            stacklevel=5,  # Above it are `factory` and `typed`.
         )
     slots = {SLOT: functools.partial(_unstacked, size)}
     slots |= {f"{PREFIX}{name}": _FirstOfEach(first, name, size) for name, first in memories(unit).items()}
@@ -136,8 +137,8 @@ def ensemble(
     return whole
 
 
-@dataclass(frozen=True)
-class EnsembleStep:
+@dataclass(frozen=True, repr=False)
+class EnsembleStep(Brief):
     """The step of an ensemble.
 
     Args:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tnt_func import pytree as trees
 from tnt_func.ensembles.members import stacked, taken
 from tnt_func.errors import UsageError
+from tnt_func.factories import factory
 from tnt_func.metrics import Last, Maximum, Mean, Metric, Minimum, Total
 from tnt_func.pytree import pytree
 from tnt_func.types import Output, typed
@@ -117,6 +118,7 @@ def named(name: str, values: Tensor, *, members: bool = True) -> dict[str, float
     return {name: each.mean().item(), f"{name}.std": std.item(), **singly}
 
 
+@factory
 def per_member(metric: Metric, size: int) -> Metric:
     """The metric of an ensemble that accumulates a metric for each member.
 

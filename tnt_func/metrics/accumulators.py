@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from tnt_func.errors import ContractError, kind_of
+from tnt_func.factories import Brief, factory
 from tnt_func.pytree import pytree
 from tnt_func.state import State
-from tnt_func.types import Brief, Output, Phase, typed
+from tnt_func.types import Output, Phase, typed
 
 
 class Accumulator(Protocol):
@@ -162,7 +163,7 @@ class Last:
         return self.latest
 
 
-@typed
+@factory
 def mean(name: str, *, weight: str | None = None) -> Metric:
     """The mean of an output's entry over the epoch.
 
@@ -186,7 +187,7 @@ def mean(name: str, *, weight: str | None = None) -> Metric:
     return Metric(lambda: Mean(_scalar(0.0), _scalar(0.0)), of, elementwise=True)
 
 
-@typed
+@factory
 def total(name: str, *, weight: str | None = None) -> Metric:
     """The sum of an output's entry over the epoch, each times its weight where one is named.
 
@@ -202,7 +203,7 @@ def total(name: str, *, weight: str | None = None) -> Metric:
     return Metric(lambda: Total(_scalar(0.0)), of, elementwise=True)
 
 
-@typed
+@factory
 def minimum(name: str) -> Metric:
     """The smallest value of an output's entry in the epoch.
 
@@ -215,7 +216,7 @@ def minimum(name: str) -> Metric:
     )
 
 
-@typed
+@factory
 def maximum(name: str) -> Metric:
     """The largest value of an output's entry in the epoch.
 
@@ -228,7 +229,7 @@ def maximum(name: str) -> Metric:
     )
 
 
-@typed
+@factory
 def last(name: str) -> Metric:
     """The latest value of an output's entry.
 

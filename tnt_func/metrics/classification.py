@@ -14,16 +14,16 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from tnt_func.factories import factory
 from tnt_func.metrics.accumulators import Metric
 from tnt_func.metrics.from_torchmetrics import from_torchmetrics, torchmetrics
-from tnt_func.types import typed
 
 __all__ = ["accuracy", "auroc", "confusion_matrix", "f1", "perplexity", "top_k_accuracy", "torch"]
 
 Task: TypeAlias = Literal["binary", "multiclass", "multilabel"]
 
 
-@typed
+@factory
 def accuracy(task: Task, *, preds: str = "output", target: str = "targets", **options: Any) -> Metric:
     """The part of the predictions that is right.
 
@@ -43,7 +43,7 @@ def accuracy(task: Task, *, preds: str = "output", target: str = "targets", **op
     return from_torchmetrics(metric, preds=preds, target=target)
 
 
-@typed
+@factory
 def top_k_accuracy(
     k: int, *, num_classes: int, preds: str = "output", target: str = "targets", **options: Any
 ) -> Metric:
@@ -67,7 +67,7 @@ def top_k_accuracy(
     return from_torchmetrics(metric, preds=preds, target=target)
 
 
-@typed
+@factory
 def f1(task: Task, *, preds: str = "output", target: str = "targets", **options: Any) -> Metric:
     """The harmonic mean of precision and recall.
 
@@ -85,7 +85,7 @@ def f1(task: Task, *, preds: str = "output", target: str = "targets", **options:
     return from_torchmetrics(torchmetrics("f1").F1Score(task=task, **options), preds=preds, target=target)
 
 
-@typed
+@factory
 def auroc(
     task: Task, *, thresholds: int | list[float] = 200, preds: str = "output", target: str = "targets", **options: Any
 ) -> Metric:
@@ -108,7 +108,7 @@ def auroc(
     return from_torchmetrics(metric, preds=preds, target=target)
 
 
-@typed
+@factory
 def confusion_matrix(task: Task, *, preds: str = "output", target: str = "targets", **options: Any) -> Metric:
     """How many samples of each class, a row, are taken for each class, a column.
 
@@ -129,7 +129,7 @@ def confusion_matrix(task: Task, *, preds: str = "output", target: str = "target
     return from_torchmetrics(metric, preds=preds, target=target)
 
 
-@typed
+@factory
 def perplexity(*, ignore_index: int | None = None, preds: str = "output", target: str = "targets") -> Metric:
     """How many tokens a language model hesitates between: exp of the mean of -log p(token) over all tokens.
 

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from tnt_func.errors import ContractError, UsageError, UsageTypeError, kind_of, optional
+from tnt_func.factories import factory
 from tnt_func.metrics.accumulators import Metric, entry
 from tnt_func.pytree import pytree
-from tnt_func.types import Output, typed
+from tnt_func.types import Output
 
 States: TypeAlias = dict[str, Tensor]
 
@@ -45,7 +46,7 @@ def torchmetrics(name: str) -> Any:
     return optional("torchmetrics", user=f"metrics.{name}", extra="torchmetrics")
 
 
-@typed
+@factory
 def from_torchmetrics(metric: Any, **arguments: str) -> Metric:
     """A metric of torchmetrics over the epoch.
 

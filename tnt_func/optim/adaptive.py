@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tnt_func.factories import factory
 from tnt_func.optim.base import Optimizer
 from tnt_func.optim.leafwise import (
     Numbers,
@@ -28,10 +29,9 @@ from tnt_func.optim.leafwise import (
     leafwise,
 )
 from tnt_func.optim.state import Hyperparameter, Number, Settings
-from tnt_func.types import typed
 
 
-@typed
+@factory
 def adam(
     lr: Hyperparameter = 1e-3,
     *,
@@ -68,7 +68,7 @@ def adam(
     return _adam(lr, betas, eps, weight_decay, amsgrad, maximize, decoupled=False)
 
 
-@typed
+@factory
 def adamw(
     lr: Hyperparameter = 1e-3,
     *,
@@ -162,7 +162,7 @@ def _adam(
     )
 
 
-@typed
+@factory
 def rmsprop(
     lr: Hyperparameter = 1e-2,
     *,
@@ -234,7 +234,7 @@ def rmsprop(
     )
 
 
-@typed
+@factory
 def adagrad(
     lr: Hyperparameter = 1e-2,
     *,

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from tnt_func import treemath
 from tnt_func.errors import UsageError
+from tnt_func.factories import Brief, factory
 from tnt_func.optim.layout import Layout, Predicate, check_grads, first_claim, is_traced, layout, unless_same
 from tnt_func.optim.state import set_hyperparameters
 from tnt_func.pytree import pytree
-from tnt_func.types import PyTree, typed
+from tnt_func.types import PyTree
 
 Update: TypeAlias = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 """`(grads, state, params) -> (new, state)`, where what is new are parameters, or gradients."""
@@ -44,8 +45,8 @@ def untouched(opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
     return params, opt_state
 
 
-@dataclass(frozen=True)
-class Optimizer:
+@dataclass(frozen=True, repr=False)
+class Optimizer(Brief):
     """Gradients in, parameters out.
 
     Args:
@@ -72,8 +73,8 @@ class Optimizer:
     traceable: bool = field(default=True, repr=False)
 
 
-@dataclass(frozen=True)
-class GradientTransform:
+@dataclass(frozen=True, repr=False)
+class GradientTransform(Brief):
     """Gradients in, gradients out.
 
     Args:
@@ -106,7 +107,7 @@ def chain(*links: GradientTransform) -> GradientTransform: ...  # pyright: ignor
 def chain(*links: Link) -> Optimizer: ...
 
 
-@typed
+@factory
 def chain(*links: Link) -> Any:
     """Transforms one after another, each on the gradients that the one before gives; the last link may be an optimizer.
 
@@ -196,7 +197,7 @@ def flush(optimizer: Optimizer, opt_state: PyTree, params: PyTree) -> tuple[PyTr
     return optimizer.flush(opt_state, params)
 
 
-@typed
+@factory
 def grouped(optimizer: Optimizer, groups: Sequence[tuple[Predicate, Optimizer | Mapping[str, Any]]]) -> Optimizer:
     """Some parameters with an optimizer of their own, or the same with other hyper-parameters.
 
@@ -291,7 +292,7 @@ class Accumulated:
     count: Tensor
 
 
-@typed
+@factory
 def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
     """One update of an optimizer with the mean of every so many gradients; in between, parameters stay.
 

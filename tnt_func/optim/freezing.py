@@ -13,13 +13,14 @@ Example:
 from collections.abc import Callable
 
 from tnt_func import treemath
+from tnt_func.factories import factory
 from tnt_func.optim.base import Optimizer, consuming
 from tnt_func.optim.layout import is_traced, unless_same
 from tnt_func.optim.state import Settings
-from tnt_func.types import PyTree, typed
+from tnt_func.types import PyTree
 
 
-@typed
+@factory
 def frozen(optimizer: Optimizer) -> Optimizer:
     """An optimizer that changes nothing while its hyper-parameter `frozen` is not 0, which it is not at first.
 

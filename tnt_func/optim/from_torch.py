@@ -27,6 +27,7 @@ from torch.optim.sgd import sgd
 
 from tnt_func import pytree as trees
 from tnt_func.errors import ContractError, UsageError
+from tnt_func.factories import factory
 from tnt_func.optim.base import Optimizer
 from tnt_func.optim.imperative import copies_of, first_step, frozen, like_given, numbers_of, step, thawed
 from tnt_func.optim.layout import (
@@ -42,7 +43,7 @@ from tnt_func.optim.layout import (
     unless_same,
 )
 from tnt_func.optim.state import OptState, Settings, as_leaf
-from tnt_func.types import PyTree, typed
+from tnt_func.types import PyTree
 
 SCHEDULED = ("lr", "weight_decay")
 Columns: TypeAlias = dict[str, list[Any]]
@@ -52,7 +53,7 @@ Kernel: TypeAlias = Callable[[dict[str, Any], list[Tensor], list[Tensor], Column
 """`(options, params, grads, memory, started) -> started`; writes into `params` and `memory`."""
 
 
-@typed
+@factory
 def from_torch(
     cls: type[torch.optim.Optimizer], *, groups: Sequence[tuple[Predicate, Mapping[str, Any]]] = (), **options: Any
 ) -> Optimizer:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tnt_func.errors import UsageError
+from tnt_func.factories import factory
 from tnt_func.optim.base import Optimizer
 from tnt_func.optim.layout import Layout, paths
 from tnt_func.optim.leafwise import (
@@ -31,10 +32,9 @@ from tnt_func.optim.leafwise import (
 )
 from tnt_func.optim.state import Hyperparameter, Number, Settings
 from tnt_func.pytree import describe
-from tnt_func.types import typed
 
 
-@typed
+@factory
 def sgd(
     lr: Hyperparameter,
     *,
@@ -103,7 +103,7 @@ def sgd(
     )
 
 
-@typed
+@factory
 def lion(
     lr: Hyperparameter = 1e-4,
     *,
@@ -158,7 +158,7 @@ def lion(
     )
 
 
-@typed
+@factory
 def muon(
     lr: Hyperparameter = 1e-3,
     *,

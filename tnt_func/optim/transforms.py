@@ -18,19 +18,20 @@ import torch
 from torch import Tensor
 
 from tnt_func import treemath
+from tnt_func.factories import factory
 from tnt_func.optim.base import GradientTransform
 from tnt_func.optim.layout import ByPath, Layout, Predicate, layout, paths
 from tnt_func.optim.leafwise import check_not_negative, kernels
 from tnt_func.optim.state import Hyperparameter, Number, OptState, Settings
 from tnt_func.rng import Key, fold_in
 from tnt_func.schedules.curves import dtype_on
-from tnt_func.types import PyTree, typed
+from tnt_func.types import PyTree
 
 Grads: TypeAlias = dict[int, Tensor]
 """The gradients that there are, by their place in the layout."""
 
 
-@typed
+@factory
 def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransform:
     """Scale all gradients by min(1, max_norm / (norm + 1e-6)), norm being that of all of them as one vector.
 
@@ -66,7 +67,7 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransform:
     return _transform(Settings(max_norm=max_norm), rule)
 
 
-@typed
+@factory
 def clip_by_value(limit: Hyperparameter) -> GradientTransform:
     """Every element of every gradient, or the bound that it is beyond: min(max(g, -limit), limit).
 
@@ -96,7 +97,7 @@ def clip_by_value(limit: Hyperparameter) -> GradientTransform:
     return _transform(Settings(limit=limit), rule)
 
 
-@typed
+@factory
 def add_decayed_weights(weight_decay: Hyperparameter, *, mask: Predicate = lambda path: True) -> GradientTransform:
     """g + weight_decay p, where the mask holds for the path of the parameter p.
 
@@ -131,7 +132,7 @@ def add_decayed_weights(weight_decay: Hyperparameter, *, mask: Predicate = lambd
     return _transform(Settings(weight_decay=weight_decay), rule)
 
 
-@typed
+@factory
 def centralize() -> GradientTransform:
     """Take from a gradient with several axes its mean over all but the first, that of the outputs.
 
@@ -154,7 +155,7 @@ def centralize() -> GradientTransform:
     return _transform(Settings(), rule)
 
 
-@typed
+@factory
 def add_noise(key: Key, *, eta: Hyperparameter = 0.01, gamma: Number = 0.55) -> GradientTransform:
     """g plus normal noise of variance eta / (1 + updates done)^gamma.
 

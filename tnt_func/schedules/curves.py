@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from tnt_func.errors import UsageError
-from tnt_func.types import typed
+from tnt_func.factories import factory
 
 Real: TypeAlias = int | float
 Schedule: TypeAlias = Callable[[Any], Any]
 """`step -> number`, a pure function: an int gives a float, a tensor a tensor."""
 
 
-@typed
+@factory
 def constant(value: Real) -> Schedule:
     """The same number for every step.
 
@@ -29,7 +29,7 @@ def constant(value: Real) -> Schedule:
     return lambda step: real(step) * 0 + value
 
 
-@typed
+@factory
 def linear(start: Real, end: Real, *, steps: int) -> Schedule:
     """A straight line: (1 - x) start + x end, with x = min(step / steps, 1).
 
@@ -51,7 +51,7 @@ def linear(start: Real, end: Real, *, steps: int) -> Schedule:
     return polynomial(start, end, steps=steps, power=1)
 
 
-@typed
+@factory
 def polynomial(start: Real, end: Real = 0.0, *, steps: int, power: Real = 1.0) -> Schedule:
     """A polynomial that falls, or rises, to its end: (1 - y) end + y start, with y = (1 - min(step / steps, 1))^power.
 
@@ -77,7 +77,7 @@ def polynomial(start: Real, end: Real = 0.0, *, steps: int, power: Real = 1.0) -
     return lambda step: between(end, start, (1 - clip(real(step) / steps, 0, 1)) ** power)
 
 
-@typed
+@factory
 def cosine(start: Real, end: Real = 0.0, *, steps: int) -> Schedule:
     """Half a cosine: end + (start - end) (1 + cos(pi min(step / steps, 1))) / 2.
 
@@ -101,7 +101,7 @@ def cosine(start: Real, end: Real = 0.0, *, steps: int) -> Schedule:
     return lambda step: between(start, end, half_wave(clip(real(step) / steps, 0, 1)))
 
 
-@typed
+@factory
 def cosine_with_restarts(start: Real, end: Real = 0.0, *, period: int, growth: int = 1) -> Schedule:
     """Half a cosine from start to end again and again, each `growth` times as long as the one before.
 
@@ -142,7 +142,7 @@ def cosine_with_restarts(start: Real, end: Real = 0.0, *, period: int, growth: i
     return schedule
 
 
-@typed
+@factory
 def exponential(start: Real, *, gamma: Real) -> Schedule:
     """start gamma^step.
 
@@ -165,7 +165,7 @@ def exponential(start: Real, *, gamma: Real) -> Schedule:
     return lambda step: start * gamma ** real(step)
 
 
-@typed
+@factory
 def step(start: Real, *, every: int, gamma: Real = 0.1) -> Schedule:
     """start gamma^floor(step / every): a staircase.
 
@@ -188,7 +188,7 @@ def step(start: Real, *, every: int, gamma: Real = 0.1) -> Schedule:
     return lambda step: start * gamma ** (real(step) // every)
 
 
-@typed
+@factory
 def inverse_sqrt(peak: Real, *, warmup_steps: int) -> Schedule:
     """peak min(step / warmup_steps, sqrt(warmup_steps / step)): a line up, then one over the square root.
 
@@ -215,7 +215,7 @@ def inverse_sqrt(peak: Real, *, warmup_steps: int) -> Schedule:
     return schedule
 
 
-@typed
+@factory
 def one_cycle(
     peak: Real,
     *,

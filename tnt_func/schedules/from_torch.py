@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from tnt_func.errors import UsageError
+from tnt_func.factories import factory
 from tnt_func.schedules.curves import Real, Schedule, dtype_on
 
 
+@factory
 def from_torch_scheduler(cls: Callable[..., Any], *, lr: Real, **options: Any) -> Schedule:
     """A torch scheduler as a function of the step, for any whose lr depends on the number of steps alone.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from tnt_func.errors import UsageError
+from tnt_func.factories import factory
 from tnt_func.schedules.curves import (
     Real,
     Schedule,
@@ -19,10 +20,9 @@ from tnt_func.schedules.curves import (
     real,
     where,
 )
-from tnt_func.types import typed
 
 
-@typed
+@factory
 def joined(schedules: Sequence[Schedule], *, boundaries: Sequence[int]) -> Schedule:
     """One schedule after another, each counting from where it begins.
 
@@ -63,7 +63,7 @@ def joined(schedules: Sequence[Schedule], *, boundaries: Sequence[int]) -> Sched
     return schedule
 
 
-@typed
+@factory
 def piecewise(values: Sequence[Real], *, boundaries: Sequence[int]) -> Schedule:
     """values[n], with n the number of boundaries that the step has reached.
 
@@ -81,7 +81,7 @@ def piecewise(values: Sequence[Real], *, boundaries: Sequence[int]) -> Schedule:
     return joined([constant(value) for value in values], boundaries=boundaries)
 
 
-@typed
+@factory
 def multistep(start: Real, *, milestones: Sequence[int], gamma: Real = 0.1) -> Schedule:
     """start gamma^n, with n the number of milestones that the step has reached.
 
@@ -103,7 +103,7 @@ def multistep(start: Real, *, milestones: Sequence[int], gamma: Real = 0.1) -> S
     return piecewise([start * gamma**n for n in range(len(milestones) + 1)], boundaries=milestones)
 
 
-@typed
+@factory
 def warmup(schedule: Schedule, *, steps: int, start: Real = 0.0) -> Schedule:
     """A line from `start` to where another schedule starts, then that schedule.
 
@@ -126,7 +126,7 @@ def warmup(schedule: Schedule, *, steps: int, start: Real = 0.0) -> Schedule:
     return joined([linear(start, schedule(0), steps=steps), schedule], boundaries=[steps]) if steps else schedule
 
 
-@typed
+@factory
 def warmup_stable_decay(
     peak: Real,
     *,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tnt_func import treemath
 from tnt_func.errors import UsageError
+from tnt_func.factories import factory
 from tnt_func.model import from_module
 from tnt_func.optim.layout import is_traced
 from tnt_func.state import State
@@ -31,7 +32,7 @@ from tnt_func.types import Batch, Output, PyTree, typed
 from tnt_func.unit import Callback, FitUnit, attach
 
 
-@typed
+@factory
 def ema(
     unit: U,
     decay: float = 0.999,
@@ -85,7 +86,7 @@ def ema(
     return _averaging(unit, Callback(name=name, memory=_first, on_train_step_end=update), evaluate)
 
 
-@typed
+@factory
 def swa(unit: U, *, start_epoch: int = 0, every_n_epochs: int = 1, evaluate: bool = False, name: str = "swa") -> U:
     """The unit with the mean of its parameters at the ends of epochs, for a learning rate that stays high.
 

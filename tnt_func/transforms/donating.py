@@ -23,12 +23,13 @@ from torch import Tensor
 from tnt_func import pytree as trees
 from tnt_func.donation import donating
 from tnt_func.errors import ConsumedError
+from tnt_func.factories import factory
 from tnt_func.state import State
 from tnt_func.transforms.seams import Around, U, on_train_step
-from tnt_func.types import Batch, Output, PyTree, typed
+from tnt_func.types import Batch, Output, PyTree
 
 
-@typed
+@factory
 def donate(unit: U, *, debug: bool = False) -> U:
     """The unit whose train step consumes the state that it is given: an in-place optimizer, and the same bits.
 

@@ -24,12 +24,13 @@ from torch import Tensor
 from tnt_func import treemath
 from tnt_func.descent import Amending, Guard, Slope
 from tnt_func.errors import ContractError, kind_of
+from tnt_func.factories import factory
 from tnt_func.state import State
 from tnt_func.transforms.seams import Around, U, amended, device_of, kept_unless, on_train_step, with_slot
-from tnt_func.types import Batch, Output, typed
+from tnt_func.types import Batch, Output
 
 
-@typed
+@factory
 def skip_nonfinite(unit: U, *, name: str = "skip_nonfinite") -> U:
     """A step whose value or gradient is not finite leaves params, buffers and opt_state as they were.
 
@@ -73,7 +74,7 @@ class SkipNonfinite(Guard):
         return after.remember(self.name, {"skipped": skipped})
 
 
-@typed
+@factory
 def with_gradient_stats(unit: U) -> U:
     """The output has `grad_norm`, `update_norm` and `param_norm` too: 2-norms of all leaves as one vector, each [].
 
@@ -121,7 +122,7 @@ class GradientStats(Amending):
         return after, _reporting("with_gradient_stats", slope, stats)
 
 
-@typed
+@factory
 def with_gradients(unit: U) -> U:
     """The output has `grads` too: the gradient that the optimizer is given, a tree like the parameters.
 
@@ -170,7 +171,7 @@ def _reporting(said: str, slope: Slope, more: Mapping[str, Any]) -> Slope:
     return slope._replace(output={**slope.output, **more})
 
 
-@typed
+@factory
 def detect_anomaly(unit: U) -> U:
     """Where the backward pass makes a NaN, the step raises an error that names the operation; for debugging, slow.
 

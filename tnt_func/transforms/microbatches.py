@@ -28,12 +28,13 @@ from torch import Tensor
 from tnt_func import pytree as trees
 from tnt_func.descent import Descent, Differentiate, Objective, Slope
 from tnt_func.errors import ContractError, UsageError, UsageTypeError, kind_of
+from tnt_func.factories import factory
 from tnt_func.optim.layout import layout
 from tnt_func.schedules.curves import dtype_on
 from tnt_func.state import State
 from tnt_func.transforms.precision import unscaled
 from tnt_func.transforms.seams import U, on_descent
-from tnt_func.types import Batch, Output, PyTree, typed
+from tnt_func.types import Batch, Output, PyTree
 
 Split: TypeAlias = Callable[[Batch, int], Sequence[Batch]]
 """`(batch, count) -> parts`, at most so many."""
@@ -72,7 +73,7 @@ def split_rows(batch: Batch, count: int) -> list[Batch]:
     return [trees.unflatten(part, structure) for part in zip(*columns, strict=True)]
 
 
-@typed
+@factory
 def microbatch(
     unit: U, count: int, *, weight: str = "num_samples", summed: Sequence[str] = (), split: Split = split_rows
 ) -> U:

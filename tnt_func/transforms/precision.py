@@ -17,12 +17,13 @@ from torch import Tensor
 from tnt_func import treemath
 from tnt_func.descent import Descent, Differentiate, Guard, Objective, Slope
 from tnt_func.errors import UsageError
+from tnt_func.factories import factory
 from tnt_func.state import State
 from tnt_func.transforms.seams import Around, U, amended, device_of, kept_unless, on_descent, on_reads, with_slot
-from tnt_func.types import Batch, PyTree, typed
+from tnt_func.types import Batch, PyTree
 
 
-@typed
+@factory
 def autocast(
     unit: U,
     dtype: torch.dtype = torch.bfloat16,

@@ -24,16 +24,16 @@ from torch.utils.checkpoint import checkpoint
 
 from tnt_func.descent import Descent
 from tnt_func.errors import UsageError
+from tnt_func.factories import factory
 from tnt_func.model import Apply, Model, from_module
 from tnt_func.optim.layout import is_graphed
 from tnt_func.transforms.seams import Around, U, on_descent
-from tnt_func.types import typed
 
 Choice: TypeAlias = Callable[[str, nn.Module], bool]
 """`(name, submodule) -> bool`, the name as in `named_modules`."""
 
 
-@typed
+@factory
 def remat(unit: U, where: Choice) -> U:
     """Of chosen submodules, only the inputs are kept for the backward pass, which runs them again.
 
