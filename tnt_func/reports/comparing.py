@@ -1,8 +1,9 @@
 """Where two runs part.
 
 Example:
-    >>> from tnt_func.reports.reading import Recorded, read
-    >>> rows = [Recorded(step, 0, "train", "step", {"loss": 1.0}) for step in (1, 2)]
+    >>> from tnt_func.observers.rows import Row
+    >>> from tnt_func.reports.reading import read
+    >>> rows = [Row(step, 0, "train", "step", {"loss": 1.0}) for step in (1, 2)]
     >>> other = [rows[0], rows[1]._replace(metrics={"loss": 0.5})]
     >>> first_difference(read(rows, "a"), read(other, "b"))
     Parting(step=2, said='train loss: 1 and 0.5')

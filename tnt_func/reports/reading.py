@@ -10,25 +10,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tnt_func.checkpoint.listing import checkpoints, place
 from tnt_func.checkpoint.restoring import inspect
 from tnt_func.errors import CheckpointError, UsageError, UsageTypeError, kind_of
+from tnt_func.observers.rows import FIELDS, Row
 from tnt_func.replay.rows import CHECKPOINTS, ROWS, Record
-from tnt_func.reports.series import Row, Series, collected
-
-FIELDS = ("step", "epoch", "phase", "kind")
-
-
-class Recorded(NamedTuple):
-    """A row that was read."""
-
-    step: int
-    epoch: int
-    phase: str
-    kind: str
-    metrics: Mapping[str, float]
+from tnt_func.reports.series import Series, collected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +57,7 @@ def read(source: str | os.PathLike[str] | Sequence[Row], name: str) -> Run:
         CheckpointError: its record is damaged.
 
     Example:
-        >>> read([Recorded(1, 0, "train", "step", {"loss": 0.5})], "first").series[0].values
+        >>> read([Row(1, 0, "train", "step", {"loss": 0.5})], "first").series[0].values
         [0.5]
     """
     if isinstance(source, str | os.PathLike):
@@ -88,7 +77,7 @@ def _rows(rows: Sequence[Row], name: str, source: Any) -> Run:
     return Run(name=name, series=collected(rows), steps=rows[-1].step, epochs=rows[-1].epoch)
 
 
-def _file(path: Path) -> list[Recorded]:
+def _file(path: Path) -> list[Row]:
     found = _parsed(path) if path.is_file() else None
     if found is None:
         raise UsageError(
@@ -154,13 +143,13 @@ def _check_same(path: Path, one: Series, other_path: Path, other: Series) -> Non
             )
 
 
-def _of_record(record: Record) -> Iterator[Recorded]:
+def _of_record(record: Record) -> Iterator[Row]:
     """The rows of a record, as the recorder would have written them."""
     evaluated: Mapping[str, float] | None = None
     for row in record.rows:
         if not row.counts:
             continue
-        split: dict[str, dict[str, float]] = {}
+        split: dict[Any, dict[str, float]] = {}
         for name, value in (row.numbers or {}).items():
             phase, _, metric = name.partition(".")
             stepped = row.row == "step" and phase != "eval"
@@ -170,10 +159,10 @@ def _of_record(record: Record) -> Iterator[Recorded]:
             split.pop("eval", None)
         evaluated = split.get("eval", evaluated)
         for phase, metrics in split.items():
-            yield Recorded(row.step, row.epoch, phase or "train", "epoch" if phase else "step", metrics)
+            yield Row(row.step, row.epoch, phase or "train", "epoch" if phase else "step", metrics)
 
 
-def _parsed(path: Path) -> list[Recorded] | None:
+def _parsed(path: Path) -> list[Row] | None:
     """The rows of a file that a writer wrote, and None of any other; a torn last line is no row."""
     if path.suffix not in (".jsonl", ".csv") or not path.is_file():
         return None
@@ -193,7 +182,7 @@ class _Foreign(Exception):
     """A file that is of something else."""
 
 
-def _of_jsonl(lines: list[str]) -> list[Recorded]:
+def _of_jsonl(lines: list[str]) -> list[Row]:
     try:
         first = json.loads(lines[0]) if lines else {}
     except ValueError as error:
@@ -204,7 +193,7 @@ def _of_jsonl(lines: list[str]) -> list[Recorded]:
     return [_row([row[name] for name in FIELDS], row["metrics"]) for row in found]
 
 
-def _of_csv(lines: list[str]) -> list[Recorded]:
+def _of_csv(lines: list[str]) -> list[Row]:
     header, *rows = csv.reader(lines or [""])
     if tuple(header[:4]) != FIELDS:
         raise _Foreign
@@ -212,11 +201,11 @@ def _of_csv(lines: list[str]) -> list[Recorded]:
     return [_row(row[:4], {n: x for n, x in zip(names, row[4:], strict=True) if x}) for row in rows]
 
 
-def _row(fields: Sequence[Any], metrics: Mapping[str, Any]) -> Recorded:
+def _row(fields: Sequence[Any], metrics: Mapping[str, Any]) -> Row:
     step, epoch, phase, kind = fields
     if phase not in ("train", "eval", "predict") or kind not in ("step", "epoch"):
         raise ValueError(f"a row of the phase {phase!r} and the kind {kind!r}")
-    return Recorded(int(step), int(epoch), phase, kind, {name: float(value) for name, value in metrics.items()})
+    return Row(int(step), int(epoch), phase, kind, {name: float(value) for name, value in metrics.items()})
 
 
 def _checkpoint(path: Path) -> tuple[str, int, int, int, Mapping[str, float] | str]:

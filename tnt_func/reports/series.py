@@ -11,14 +11,15 @@ Example:
     [('loss', [1, 2], [1.0, 0.5])]
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tnt_func.errors import UsageError, UsageTypeError, kind_of
+from tnt_func.observers.rows import Row
 
 HYPERPARAMETERS = "optim"
 """How the names of hyper-parameters begin; those that are numbered are of groups or of a tuple, not of members."""
@@ -27,21 +28,6 @@ POINTS = "points"
 MEASURED = ("time", "throughput", "system", "gpu", POINTS)
 """How the names begin of what is measured with a clock or of a machine: no two runs agree on it."""
 QUANTILES = (0.0, 0.25, 0.75, 1.0)
-
-
-class Row(Protocol):
-    """What a row of a `History` has; any sequence of these is drawn."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def phase(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
 
 
 class Name(NamedTuple):
