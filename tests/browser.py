@@ -64,10 +64,10 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         """The next message; events are noted."""
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 600
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._from], [], [], limit - time.monotonic())
-            assert ready, "Chromium has not answered for a minute"
+            assert ready, "Chromium has not answered for ten minutes"
             read = os.read(self._from, 1 << 20)
             assert read, f"Chromium has ended, with {self._process.wait()}"
             self._buffer += read
@@ -129,5 +129,5 @@ class Browser:
     def close(self) -> None:
         """End Chromium."""
         os.close(self._to)
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=600)
         os.close(self._from)

@@ -61,7 +61,7 @@ def attempt(directory: str, kind: str, seconds: float, kills: int, size: int, se
     victim, moment = choice.randrange(size), choice.uniform(0, seconds)
     if number < kills and rank == victim:
         kill_after(moment, Path(directory), f"rank {rank} of {size} after {moment:.3f} of {seconds:.3f} s, {kind}")
-    with tnt.distributed.init(device="cpu", timeout=60) as world:
+    with tnt.distributed.init(device="cpu") as world:
         return ended(world, Path(directory) / "checkpoints", kind)
 
 
@@ -151,7 +151,7 @@ def asked_to_end(directory: Path) -> None:
             while not signalled():
                 time.sleep(0.01)
 
-    with tnt.distributed.init(device="cpu", timeout=60) as world, tnt.pausing.on_signal(signal.SIGTERM) as signalled:
+    with tnt.distributed.init(device="cpu") as world, tnt.pausing.on_signal(signal.SIGTERM) as signalled:
         state = trained(world, directory / "asked", "sharded", [ask], signalled)
         (directory / f"signalled-{world.rank}").write_text(f"{state.progress.train.steps}")
     os._exit(0)  # torchrun has forked it, and would wait for what it returns.
@@ -192,5 +192,5 @@ if __name__ == "__main__":
     if given.what == "waits":
         (given.directory / "waits.json").write_text(json.dumps(waits(given.directory)))
     else:
-        with tnt.distributed.init(device="cpu", timeout=60) as world:
+        with tnt.distributed.init(device="cpu") as world:
             error(world, given.directory)

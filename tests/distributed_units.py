@@ -38,7 +38,9 @@ def _in_place(state: tnt.State, batch: Any) -> Any:
 
 def _order(state: tnt.State, batch: Any) -> Any:
     """Two processes iterate over a set in one order only if they were given the same PYTHONHASHSEED."""
-    return descend(state, batch + len(next(iter(set(WORDS)))) + next(iter(set(range(9)))) + hash(WORDS) % 97)
+    # Eight of the places, which two orders share once in 10**13: four for each element, in what float32 tells apart.
+    places = torch.tensor([WORDS.index(word) for word in set(WORDS)][:8], dtype=torch.float32).reshape(2, 4)
+    return descend(state, batch + places @ torch.tensor([1.0, 50.0, 2500.0, 125000.0]))
 
 
 def _group(state: tnt.State) -> tnt.State:

@@ -41,7 +41,7 @@ def started(size: int, work: Callable[..., Any], *args: Any, restarts: int = 0, 
 
 
 def _joined(work: Callable[..., Any], *args: Any) -> Any:
-    with tnt.distributed.init(device="cpu", timeout=60) as world:
+    with tnt.distributed.init(device="cpu") as world:
         return work(world, *args)
 
 
@@ -50,7 +50,7 @@ def process(*command: Any, **environment: str) -> subprocess.CompletedProcess[st
     paths = os.pathsep.join([str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment}
     command = (sys.executable, *map(str, command))
-    return subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=1200)
 
 
 def found_by(script: str, size: int) -> Found:

@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parent / "checkpoint_runs.py"
 def process(*arguments: object) -> list[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
     # The workers of a killed process may say so on their way out.
     assert done.returncode == 0 and (not done.stderr or arguments[0] == "torture"), done.stdout + done.stderr
     return done.stdout.split("\n")[:-1]

@@ -132,7 +132,7 @@ try:
 except CheckpointError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert "could not be written: [Errno 27] File too large" in done.stdout, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [name(at(0))]
     assert resume(tmp_path, at(0).replace(params=torch.ones(100))).params.sum() == 0

@@ -222,7 +222,7 @@ def test_checkpoints_in_the_background_are_of_the_state_they_were_asked_for(
     save_in = checkpointer.save_in
 
     def late(*args: Any) -> Path:
-        assert gate.wait(20)
+        assert gate.wait(600)
         return save_in(*args)
 
     def note(event: Event) -> None:

@@ -126,7 +126,7 @@ def run(name: str, folder: Path, hash_seed: int = 0) -> str:
         env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

@@ -27,7 +27,7 @@ def test_a_run_killed_at_random_and_resumed_has_each_row_once_everywhere(tmp_pat
         **{"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent), "MLFLOW_DISABLE_TELEMETRY": "true"},
         **{"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "TMPDIR": str(tmp_path)},
     }
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
     print(command, done.stdout, done.stderr)
     *log, last = done.stdout.splitlines()
     assert (

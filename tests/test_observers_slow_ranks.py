@@ -47,7 +47,7 @@ def test_the_slow_rank_is_named_by_rank_0(tmp_path: Path, slow: int | None):
     ranks = [context.Process(target=run, args=(rank, tmp_path / "store", slow, told)) for rank in range(RANKS)]
     for process in ranks:
         process.start()
-    said = dict(told.get(timeout=60) for _ in ranks)
+    said = dict(told.get(timeout=600) for _ in ranks)
     for process in ranks:
         process.join()
     assert said[1] == []

@@ -175,7 +175,7 @@ def test_the_shell_verifies_in_a_fresh_process(tmp_path: Path):
     trained(tmp_path, **EACH)
     command = [sys.executable, "-m", "tnt_func", "verify", str(tmp_path), "--run", "replay_runs:made"]
     path = {"PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, env=path, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, env=path, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0] == "5 of 5 checkpoints restored and gone on from, 24 digests compared"
 

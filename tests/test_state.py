@@ -163,7 +163,7 @@ def test_the_digest_of_a_full_state_is_pinned():
 def test_a_fresh_process_computes_the_same_digest():
     code = f"{FULL}\nfrom tnt_func.state import digest\nprint(digest(full))"
     root = Path(__file__).parent.parent
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=120)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=600)
     assert run.stdout.strip() == GOLDEN, run.stderr
 
 
