@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
+import tnt_func as tnt
 from tnt_func.errors import UsageTypeError
 from tnt_func.types import Phase, Pipeline, Point, typed
 
@@ -32,6 +33,18 @@ def test_typed_refuses_what_does_not_fit(arguments: tuple[Any, ...]):
     with pytest.raises(UsageTypeError, match=r"repeat\(\) parameter .* violates type hint") as caught:
         repeat(*arguments)
     assert "\x1b" not in str(caught.value)
+
+
+def test_typed_says_how_what_is_wanted_is_made():
+    module: Any = torch.nn.Linear(1, 1)
+    optimizer: Any = torch.optim.AdamW(module.parameters())
+    key: Any = 0
+    with pytest.raises(UsageTypeError, match=r"Write supervised\(\.\.\., key=tnt\.key\(0\)\)\.$"):
+        tnt.supervised(module, max, tnt.optim.sgd(0.1), key=key)
+    with pytest.raises(
+        UsageTypeError, match=r"Write .*optimizer=tnt\.optim\.adamw\(1e-3\)\), or tnt\.optim\.from_torch"
+    ):
+        tnt.supervised(module, max, optimizer, key=tnt.key(0))
 
 
 def test_typed_checks_the_result():

@@ -68,6 +68,13 @@ class Pipeline(Protocol):
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# By the names of the types, which are on floors above.
+_WRITTEN = {
+    "Key": "tnt.key(0))",
+    "Optimizer": "tnt.optim.adamw(1e-3)), or tnt.optim.from_torch(torch.optim.AdamW, lr=1e-3) for one of torch's",
+    "State": "tnt.State(params=..., key=tnt.key(0)))",
+}
+
 
 class _Violation(UsageTypeError):
     """What beartype makes of its message: a UsageTypeError that also says what to write."""
@@ -78,9 +85,10 @@ class _Violation(UsageTypeError):
         if parameter is None:
             return UsageTypeError(found)
         function, name = parameter.groups()
-        return UsageTypeError(
-            f"{found} Write {function}(..., {name}=...) with a value of that type; help({function}) has an example."
-        )
+        wanted = re.search(r"violates type hint <class 'tnt_func\.(?:\w+\.)*(\w+)'>", found)
+        written = _WRITTEN.get(wanted[1]) if wanted else None
+        written = written or f"...) with a value of that type; help({function}) has an example"
+        return UsageTypeError(f"{found} Write {function}(..., {name}={written}.")
 
 
 def typed(function: F) -> F:
