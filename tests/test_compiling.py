@@ -68,6 +68,27 @@ def test_donated_equals_not_donated_and_lies_where_it_lay():
     assert {name: leaf.data_ptr() for name, leaf in after.params.items()} == where
 
 
+def test_of_steps_in_turns_each_is_a_graph():
+    def objective(w: Any, state: tnt.State, batch: torch.Tensor) -> Any:
+        loss = ((w - batch) ** 2).sum()
+        return loss, (state.buffers, {"loss": loss})
+
+    def turn(name: str, lr: float) -> tnt.TrainUnit:
+        step = tnt.minimize(objective, tnt.optim.sgd(lr), part=name)
+        return tnt.TrainUnit(train_step=step, metrics={name: tnt.metrics.mean("loss")})
+
+    unit = tnt.alternate(turn("a", 0.1), turn("b", 0.2), turns=(0, 1, 1))
+    parts = {name: torch.zeros(2) for name in "ab"}
+    opt_state = {name: tnt.optim.sgd(lr).init(parts[name]) for name, lr in (("a", 0.1), ("b", 0.2))}
+    state, batches = tnt.State(params=parts, key=tnt.key(0), opt_state=opt_state), [torch.ones(2), torch.zeros(2)] * 2
+    fast = compiled(unit, backend="aot_eager")
+    with tnt.asserts.assert_max_compilations(2):
+        got = tnt.train(fast, state, batches, max_epochs=2)
+    tnt.asserts.assert_trees_close(got, tnt.train(unit, state, batches, max_epochs=2), rtol=1e-6, atol=1e-6)
+    tnt.asserts.assert_trees_equal(tnt.train(tnt.donate(fast), state, batches, max_epochs=2), got)
+    assert compiled(fast).train_step == fast.train_step
+
+
 def test_gradients_alone_are_compiled_and_the_optimizer_is_as_it_is():
     unit, state = fit_unit()
     fast = compiled(unit, backend="aot_eager", form="gradients").train_unit

@@ -92,6 +92,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "chunk_size=0": lambda: tnt.ensemble(IDLE, 1, chunk_size=0),
     "a bool for each": lambda: stop_members(tnt.stack([SOME]), torch.tensor([1.0])),
     "write over each other": lambda: tnt.ensemble(tnt.donate(members(optim.sgd(0.1))[0]), 2),
+    r"Write tnt.donate\(tnt.compiled\(tnt.ensemble\(": lambda: tnt.donate(tnt.ensemble(members(optim.sgd(0.1))[0], 2)),
     "given float32": lambda: spread(torch.tensor(1.0)),
     "a state of 3 members": lambda: tnt.train(
         tnt.ensemble(members(optim.sgd(0.1))[0].train_unit, 2),

@@ -6,8 +6,10 @@ from typing import Any, TypeVar
 
 from tnt_func.compiling.backends import Backend
 from tnt_func.compiling.steps import Compiled, Form, OnCompile
+from tnt_func.compose import Turns
 from tnt_func.donation import donates
 from tnt_func.factories import factory
+from tnt_func.metrics import Metric
 from tnt_func.unit import FitUnit, PhaseUnit, Unit, step_of
 
 U = TypeVar("U", bound=Unit)
@@ -29,7 +31,7 @@ def compiled(
 
     Args:
         unit: its steps are functions of params, buffers, opt_state, the batch and the unit's own slots of memory.
-            Transforms come before: `compiled(ema(microbatch(unit, 4)))`.
+            Transforms come before: `compiled(ema(microbatch(unit, 4)))`. Of `alternate`, each turn is a graph.
         form: "step" is one graph of the whole step; "gradients" one of what `tnt.minimize` differentiates, followed by
             the optimizer as it is; "auto" is the first up to 10 million parameters, where it is the faster one.
         dynamic: whether one graph serves batches of any size from 2 on. If not, each size is compiled.
@@ -54,14 +56,16 @@ def compiled(
         jax.jit; torch.fx.experimental.proxy_tensor.make_fx; torch._inductor.
     """
 
-    def part(one: PhaseUnit) -> Any:
-        step = step_of(one)
+    def graph(one: PhaseUnit, step: Any, merged: Mapping[str, Metric]) -> Any:
         if isinstance(step, Compiled):
-            return one
-        made = Compiled(
+            return step
+        if isinstance(step, Turns):
+            # Whose turn it is, a counter of the loop says, which no graph reads.
+            return replace(step, steps=tuple(graph(one, each, {}) for each in step.steps))
+        return Compiled(
             step,
             one.phase,
-            one.metrics if metrics else {},
+            merged,
             tuple(one.memory),
             form=form if one.phase == "train" else "step",
             dynamic=dynamic,
@@ -71,7 +75,9 @@ def compiled(
             fallback=fallback,
             on_compile=on_compile,
         )
-        return replace(one, **{f"{one.phase}_step": made})
+
+    def part(one: PhaseUnit) -> Any:
+        return replace(one, **{f"{one.phase}_step": graph(one, step_of(one), one.metrics if metrics else {})})
 
     if not isinstance(unit, FitUnit):
         return part(unit)

@@ -34,7 +34,7 @@ Example:
 import functools
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 
@@ -153,6 +153,14 @@ class EnsembleStep(Brief):
     own: bool = False
     chunk_size: int | None = None
     loop: bool = False
+    donates: ClassVar[bool] = False
+
+    def donating(self) -> Self:
+        """Refused: no update that writes over what it is given runs under vmap. A graph of the whole writes."""
+        raise UsageError(
+            f"donate was given an ensemble of {self.size} members, whose steps are vmapped, out of place; the graph of "
+            "all of them can donate. Write tnt.donate(tnt.compiled(tnt.ensemble(unit, size)))."
+        )
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Output]:
         """The state after a step of every member that has not stopped, and all their outputs."""
