@@ -3,12 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import tnt_func as tnt
 from tnt_func import optim
 from tnt_func.descent import Descent, Slope, differentiate
+from tnt_func.errors import ContractError
 
 
 def objective(params: Tensor, state: tnt.State, batch: float) -> Any:
@@ -50,3 +52,13 @@ def test_amendments_see_before_after_and_slope_and_follow_one_another():
     assert seen == [(2.0, 1.5, 1.0, {"loss": 2.0}), (2.0, 11.5, 1.0, {"loss": 2.0, "one": 10.0})]
     assert state.params == 111.5 and output == {"loss": 2.0, "one": 10.0, "two": 100.0}
     assert state.buffers == {"seen": 1.0}
+
+
+@pytest.mark.parametrize("donates", [False, True])
+def test_a_part_that_the_state_has_not_is_named(donates: bool):
+    step = replace(tnt.minimize(objective, optim.sgd(0.5), part="critic"), donates=donates)
+    state = tnt.State(params={"critic": torch.tensor(2.0)}, opt_state={"actor": ()}, key=tnt.key(0))
+    with pytest.raises(ContractError, match=r"params have \['critic'\] and whose opt_state has \['actor'\].*'critic'"):
+        step(state, 1.0)
+    with pytest.raises(ContractError, match="params have a Tensor and whose opt_state has an OptState"):
+        step(first(), 1.0)

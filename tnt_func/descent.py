@@ -15,13 +15,14 @@ Example:
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
 
 from tnt_func.donation import Storages, copied_from, noted, separated, spend
+from tnt_func.errors import ContractError, kind_of
 from tnt_func.factories import Brief
 from tnt_func.gradients import value_and_grad
 from tnt_func.optim import Optimizer
@@ -138,6 +139,8 @@ class Descent(Brief):
     def _own(self, state: State) -> tuple[PyTree, PyTree]:
         if self.part is None:
             return state.params, state.opt_state
+        if not all(isinstance(tree, Mapping) and self.part in tree for tree in (state.params, state.opt_state)):
+            raise _without(self.part, state)
         return state.params[self.part], state.opt_state[self.part]
 
     def _put(self, state: State, slope: Slope, new: tuple[PyTree, PyTree]) -> State:
@@ -168,6 +171,18 @@ class Descent(Brief):
             return after, slope.output
         finally:
             spend(given)
+
+
+def _without(part: str, state: State) -> ContractError:
+    have = {
+        name: sorted(tree) if isinstance(tree, Mapping) else kind_of(tree)
+        for name, tree in (("params", state.params), ("opt_state", state.opt_state))
+    }
+    return ContractError(
+        f"minimize(..., part={part!r}) was given a state whose params have {have['params']} and whose opt_state has "
+        f"{have['opt_state']}; both need the entry {part!r}. Write opt_state={{{part!r}: optimizer.init("
+        f"params[{part!r}]), ...}}."
+    )
 
 
 def _with(tree: dict[str, PyTree], part: str, new: PyTree) -> dict[str, PyTree]:
@@ -207,6 +222,9 @@ def minimize(objective: Objective, optimizer: Optimizer, *, part: str | None = N
     Returns:
         A train step, for `TrainUnit(train_step=...)`. Steps for several parts go into units of their own, which
         `tnt.sequence` runs one after another and `tnt.alternate` in turns.
+
+    Raises:
+        ContractError: at a step, where `state.params` or `state.opt_state` has no such part.
 
     Example:
         >>> from tnt_func.optim import sgd
