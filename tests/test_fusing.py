@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import tnt_func as tnt
 from tnt_func.errors import ConsumedError, ContractError, StructureError, UsageError
+from tnt_func.testing.fusing import check_fused
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -195,3 +196,36 @@ def test_observers_of_a_fused_run(tmp_path: Any):
     recorder = tnt.observers.recorder(tnt.observers.History(), hyperparameters=["lr"], every_n_steps=3)
     with pytest.raises(ConsumedError, match="opt_state was read between two fused steps"):
         tnt.train(FAST.train_unit, STATE, SIX, max_epochs=1, fuse=4, observers=[recorder])
+
+
+def exchanging(state: tnt.State, batch: Any) -> Any:
+    x, place = batch
+    a, b = state.params["a"], state.params["b"]
+    state = state.replace(params={"a": b * 0.5 + x.sum(), "b": a}).remember("last", x[0])
+    output = {
+        "sum": x.mean() + state.memory["last"].sum(),
+        "size": x.shape[0],
+        "x": x,
+        "place": torch.arange(4.0)[place[:, None]],
+    }
+    return state, output
+
+
+def test_steps_that_follow_each_other_in_one_call_of_machine_code():
+    unit = tnt.TrainUnit(
+        train_step=exchanging,
+        memory={"last": lambda state: torch.zeros(2)},
+        metrics={"sum": tnt.metrics.mean("sum", weight="size")},
+        draws=(),
+    )
+    state = tnt.State(params={"a": torch.zeros(3), "b": torch.ones(3)}, key=tnt.key(0))
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(n, 2, generator=generator), torch.tensor([1])) for n in (4, 4, 4, 4, 5, 5, 5, 4)]
+    fast = tnt.compiled(unit)
+    check_fused(fast, state, batches, fuse=8, max_epochs=2)
+    expected = tnt.train(fast, state, batches, max_epochs=2)
+    donated = tnt.donate(fast)
+    tnt.asserts.assert_trees_equal(tnt.train(donated, state, batches, max_epochs=2, fuse=4), expected)
+    batches[3] = batches[3][0], torch.tensor([9])
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        tnt.train(donated, state, batches, max_epochs=1, fuse=8)

@@ -34,6 +34,7 @@ Example:
     ['start', 'epoch_start', 'fetched', 'step_start', 'step_end', 'step_done', 'epoch_end', 'epoch_done', 'end']
 """
 
+import itertools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -286,13 +287,19 @@ def _size(fuse: int, state: State, limits: Limits, due: Due | None) -> int:
 def _block(
     run: Run, unit: Transitions, state: State, batches: Iterator[Batch], size: int
 ) -> Generator[Event, None, tuple[State, Batch] | None]:
-    """The events of steps that run as one, up to the last `step_end`. Returns the state after it, and its batch."""
-    fetched: list[Batch] = []
-    while len(fetched) < size and (batch := next(batches, _NO_BATCH)) is not _NO_BATCH:
+    """The events of steps that run as one, up to the last `step_end`. Returns the state after it, and its batch.
+
+    Nothing is told inside of a block that nobody watches.
+    """
+    fetched: list[Batch] = [] if unit.watched else [*itertools.islice(batches, size)]
+    while unit.watched and len(fetched) < size and (batch := next(batches, _NO_BATCH)) is not _NO_BATCH:
         yield run.tell("train", "fetched", state, batch)
         fetched.append(batch)
     if not fetched:
         return None
+    if not unit.watched:
+        *_, inner = run.block(unit, state, fetched)
+        return inner.replace(output=None), fetched[-1]
     inner = between(state)
     yield run.tell("train", "step_start", inner, fetched[0])
     # All of the block runs here; clocks find it in the first of its steps.

@@ -61,7 +61,7 @@ def train_events(
         ['start', 'epoch_start', 'fetched', 'step_start', 'step_end', 'step_done', 'epoch_end', 'epoch_done', 'end']
     """
     limits = Limits.of(max_epochs, max_steps, max_steps_per_epoch)
-    return _training(False, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume, donate, fuse)
+    return _training(False, True, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume, donate, fuse)
 
 
 @expects(TrainUnit)
@@ -123,8 +123,8 @@ def train(
     """
     limits = Limits.of(max_epochs, max_steps, max_steps_per_epoch)
     with rng.preserved():
-        events = _training(True, unit, state, data, limits, callbacks, pause_when, allow_inexact_resume, donate, fuse)
-        return fold(events, observers)
+        how = (callbacks, pause_when, allow_inexact_resume, donate, fuse)
+        return fold(_training(True, bool(observers), unit, state, data, limits, *how), observers)
 
 
 @expects(FitUnit)
@@ -159,7 +159,7 @@ def fit_events(
     limits = Limits.of(max_epochs, max_steps, max_train_steps_per_epoch, "max_train_steps_per_epoch")
     every = (max_eval_steps_per_epoch, evaluate_every_n_epochs, evaluate_every_n_steps)
     rest = (callbacks, pause_when, allow_inexact_resume, donate, fuse, eval_data, every)
-    return _training(False, unit, state, train_data, limits, *rest)
+    return _training(False, True, unit, state, train_data, limits, *rest)
 
 
 @expects(FitUnit)
@@ -214,7 +214,7 @@ def fit(
     every = (max_eval_steps_per_epoch, evaluate_every_n_epochs, evaluate_every_n_steps)
     rest = (callbacks, pause_when, allow_inexact_resume, donate, fuse, eval_data, every)
     with rng.preserved():
-        return fold(_training(True, unit, state, train_data, limits, *rest), observers)
+        return fold(_training(True, bool(observers), unit, state, train_data, limits, *rest), observers)
 
 
 @expects(EvalUnit)
@@ -329,6 +329,7 @@ def predict(
 
 def _training(
     kept: bool,
+    watched: bool,
     unit: TrainUnit | FitUnit,
     state: State,
     data: Any,
@@ -363,14 +364,14 @@ def _training(
     if not allow_inexact_resume:
         check_resume(data, run.last.memory[RESERVED], run.last.progress.train, "train")
     if not isinstance(unit, FitUnit):
-        return run.events("train", training(run, Transitions(unit, kept, fuse), cursor, limits))
+        return run.events("train", training(run, Transitions(unit, kept, fuse, watched), cursor, limits))
     assert every is not None
     eval_run, eval_cursor = Transitions(unit.eval_unit, kept), Cursor(eval_data, "eval", kept)
     if not allow_inexact_resume:
         check_resume(eval_data, BLANK, run.last.progress.eval, "eval")
     max_eval_steps = limit("max_eval_steps_per_epoch", every[0])
     due = Due(lambda state: evaluating(run, eval_run, eval_cursor, max_eval_steps, state), *every[1:])
-    return run.events("train", training(run, Transitions(unit.train_unit, kept, fuse), cursor, limits, due))
+    return run.events("train", training(run, Transitions(unit.train_unit, kept, fuse, watched), cursor, limits, due))
 
 
 def _evaluating(

@@ -161,15 +161,16 @@ class Transitions:
         unit: a unit of one phase, callbacks attached.
         kept: whether the caller preserves the global generators, so that seeding them is enough.
         fuse: steps that run as one block at most.
+        watched: whether anybody would see what is told of a step inside a block.
 
     Example:
         >>> Transitions(TrainUnit(train_step=max)).close_epoch(State(params=0, key=rng.key(0))).progress.train.epochs
         1
     """
 
-    def __init__(self, unit: PhaseUnit, kept: bool = False, fuse: int = 1):
+    def __init__(self, unit: PhaseUnit, kept: bool = False, fuse: int = 1, watched: bool = True):
         self.phase: Phase = unit.phase
-        self.fuse = fuse
+        self.fuse, self.watched = fuse, watched
         self._fused = fused(unit) if fuse > 1 and isinstance(unit, TrainUnit) else None
         self._kind = type(unit).__name__
         self._trains = unit.phase == "train"
@@ -244,14 +245,21 @@ class Transitions:
         return self._drawing(state.key, "step", count, call, self._step_name, self._step, state, batch)
 
     def block(self, state: State, batches: Sequence[Batch]) -> Iterator[State]:
-        """The states at the ends of steps that run as one, hooks included; only the last of them is whole."""
+        """The states at the ends of steps that run as one, hooks included; only the last of them is whole.
+
+        Where nobody watches and no metric waits for outputs, it is the last alone.
+        """
         assert self._fused is not None
-        after, told = self._differentiating(call, self._step_name, self._fused.block, state, batches)
+        each = self.watched or bool(self._metrics and not self._merges)
+        after, told = self._differentiating(call, self._step_name, self._fused.block, state, batches, each)
         if not self._compared:
             _check_structure(self._step_name, state, after)
             self._compared = True
         left = Unchanged({name: its for name, its in state.memory.items() if after.memory[name] is its})
-        return self._told(between(state, memory=left), after, told)
+        skipped, progress = len(batches) - len(told), state.progress.of(self.phase)
+        progress = progress._replace(steps=progress.steps + skipped, steps_in_epoch=progress.steps_in_epoch + skipped)
+        begun = between(state, memory=left, progress=state.progress.put(self.phase, progress))
+        return self._told(begun, after, told)
 
     def _told(self, inner: State, after: State, told: Sequence[tuple[Output, Any]]) -> Iterator[State]:
         for place, (output, merged) in enumerate(told, 1):

@@ -8,7 +8,7 @@ Laws:
     A block is its steps, one after another: the same graph, so the same bits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
@@ -17,19 +17,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tnt_func import pytree as trees
-from tnt_func.compiling.plans import Plan, guarding
 from tnt_func.compiling.refusals import Unreadable, explained
+from tnt_func.compiling.repeats import Repeat, Told
 from tnt_func.compiling.steps import MODEL, SLOT, Compiled
-from tnt_func.compiling.templates import Parts, giving, taking
+from tnt_func.compiling.templates import Parts
 from tnt_func.donation import separated, spend
 from tnt_func.errors import ContractError, StructureError, UsageError, kind_of
 from tnt_func.state import State
-from tnt_func.types import Batch, Output
+from tnt_func.types import Batch
 from tnt_func.unit import Hook, TrainUnit, hook_of, links, memories
 
 Links: TypeAlias = tuple[tuple[str, Hook], ...]
-Told: TypeAlias = tuple[Output, Mapping[str, Any] | None]
-"""What is known of a step inside a block: its output, and its metrics where they changed."""
 
 
 def fused(unit: TrainUnit) -> "Fused":
@@ -86,21 +84,22 @@ class Fused(Compiled):
     sees_metrics: bool = True
     repeats: dict[int, "Repeat"] = field(default_factory=dict[int, "Repeat"], compare=False, repr=False)
 
-    def block(self, given: State, batches: Sequence[Batch]) -> tuple[State, list[Told]]:
-        """The state after all steps, with the metrics that the graph merges, and what each step told.
+    def block(self, given: State, batches: Sequence[Batch], each: bool = True) -> tuple[State, list[Told]]:
+        """The state after all steps, with the metrics that the graph merges, and what the steps told.
 
         Args:
             given: consumed where the step donates.
             batches: one a step; one of another structure or size is looked at anew.
+            each: whether each step is asked, not the last alone.
 
         Raises:
             ContractError: the step draws random numbers.
         """
-        state, told, last = given, list[Told](), None
-        while len(told) < len(batches):
+        state, told, last, done = given, list[Told](), None, 0
+        while done < len(batches):
             if self.donates:
                 state = separated(state)[0]
-            plan, leaves = self._found(state, batches[len(told)], bool(self.metrics))
+            plan, leaves = self._found(state, batches[done], bool(self.metrics))
             if plan.draws:
                 raise ContractError(
                     f"fuse was given, and {self.phase}_step draws random numbers ({', '.join(plan.draws)}); inside a "
@@ -113,13 +112,14 @@ class Fused(Compiled):
                 # It takes what it made, so it will again.
                 repeat.closed.add(last[1])
             last = plan, repeat.sizes(leaves)
-            count = len(batches) if last[1] in repeat.closed else len(told) + 1
+            count = len(batches) if last[1] in repeat.closed else done + 1
             try:
-                new = repeat.run(leaves, batches[len(told) : count], told)
+                new, known, steps = repeat.run(leaves, batches[done:count], each)
             finally:
                 if self.donates:
                     spend(given)
-            state = self._put(state, new)[0]
+            state, done = self._put(state, new)[0], done + steps
+            told = [*told, *known] if each else known
         return state, told
 
     def _inside(self, state: State, parts: Parts, merges: bool) -> Parts:
@@ -205,75 +205,3 @@ class _Drawing(TorchDispatchMode):
 _ADVICE = (
     " The hooks around a step are inside of its block, as one graph. Leave fuse out, or let it be a hook of epochs."
 )
-
-
-class Repeat:
-    """A plan that is run again on what it has made.
-
-    Attributes:
-        closed: sizes of batches of which it is known that it takes what it makes.
-    """
-
-    def __init__(self, plan: Plan):
-        self.plan, self.closed = plan, set[Any]()
-        self._span = plan.places.get("batch", range(0))
-        self._take: Callable[[Parts], list[Any] | None] | None = None
-        self._tell = giving({name: plan.made[name] for name in ("output", "metrics") if name in plan.made})
-        carried = [
-            (place, *source)
-            for name, (_, sources) in plan.made.items()
-            if name in plan.places
-            for place, source in zip(plan.places[name], sources, strict=False)
-        ]
-        self._new = [(place, where) for place, kind, where in carried if kind == "new"]
-        self._old = [(place, where) for place, kind, where in carried if kind == "old" and where != place]
-
-    def sizes(self, leaves: list[Any]) -> Any:
-        """Of a batch, by the leaves that the plan took."""
-        return tuple([leaves[at].shape for at in self._span if isinstance(leaves[at], Tensor)])
-
-    def run(self, leaves: list[Any], batches: Sequence[Batch], told: list[Told]) -> Parts:
-        """What the last step made; steps end before a batch that is not like the first.
-
-        Args:
-            leaves: that the plan took of the state and the first batch.
-            batches: of the steps.
-            told: what each step told is put there.
-        """
-        execute, tell, span = self.plan.execute, self._tell, self._span
-        new = execute(leaves)
-        known = tell(new, leaves)
-        told.append((known["output"], known.get("metrics")))
-        alike = self._alike(batches[0], leaves) if len(batches) > 1 else None
-        for batch in batches[1:]:
-            mine = alike(batch) if alike is not None else []
-            if mine is None:
-                break
-            last, leaves = leaves, [*leaves]
-            for place, where in self._new:
-                leaves[place] = new[where]
-            for place, where in self._old:
-                leaves[place] = last[where]
-            leaves[span.start : span.stop] = mine
-            new = execute(leaves)
-            known = tell(new, leaves)
-            told.append((known["output"], known.get("metrics")))
-        return self.plan.give(new, leaves)
-
-    def _alike(self, batch: Batch, leaves: list[Any]) -> Callable[[Batch], list[Any] | None] | None:
-        """What gives the leaves of batches that are like a first one, in all that the plan looked at."""
-        if not self._span:
-            return None
-        take = self._take = self._take or taking({"batch": batch})
-        first = leaves[self._span.start : self._span.stop]
-        places = [place for place, leaf in enumerate(first) if isinstance(leaf, Tensor)]
-        others = [(place, leaf) for place, leaf in enumerate(first) if not isinstance(leaf, Tensor)]
-        guard = guarding([first[place] for place in places])
-
-        def alike(batch: Batch) -> list[Any] | None:
-            mine = take({"batch": batch})
-            if mine is None or not guard(*(mine if not others else [mine[place] for place in places])):
-                return None
-            return mine if all(trees.same_leaf(mine[place], leaf) for place, leaf in others) else None
-
-        return alike

@@ -30,6 +30,7 @@ class Plan:
         made: what the function returns, by name: a tree of that structure, and where each leaf comes from.
         give: puts together what the function returns, of the new leaves and the taken ones.
         draws: operations of the graph that draw random numbers.
+        code: what runs the graph; it takes the leaves at the places `used`, and the tensors `held`.
 
     Example:
         >>> plan = Plan(lambda parts: {"y": parts["x"] + 1}, {"x": torch.ones(2)}, backend="aot_eager")
@@ -98,9 +99,10 @@ class Plan:
         self.draws = drawing(graph.module)
         self._take = taking(looked_at)
         self.give = giving(self.made)
-        self._used = None if graph.used == taken else [place[at] for at in graph.used]
-        self._held: list[Any] = graph.constants
-        self._run: Run = lower(graph.module, graph.inputs, backend, options or {})
+        self.used = [place[at] for at in graph.used]
+        self._takes_all = graph.used == taken
+        self.held: list[Any] = graph.constants
+        self.code: Run = lower(graph.module, graph.inputs, backend, options or {})
         self._watch(
             graph, [leaves[at] for at in taken], {place[at]: x for at, x in graph.varying.items() if at in place}
         )
@@ -157,8 +159,8 @@ class Plan:
 
     def execute(self, leaves: list[Any]) -> list[Any]:
         """The leaves that are new, as `made` refers to them; what is donated is written over."""
-        given = leaves if self._used is None else [leaves[place] for place in self._used]
-        return self._run(given + self._held)
+        given = leaves if self._takes_all else [leaves[place] for place in self.used]
+        return self.code(given + self.held)
 
 
 def guarding(tensors: list[Tensor], sizes: Any = None, strides: Any = None) -> Callable[..., bool]:
