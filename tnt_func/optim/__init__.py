@@ -9,18 +9,18 @@ Example:
     tensor(0.0001, dtype=torch.float64)
 """
 
+from tnt_func.optim.accumulating import accumulate as accumulate
 from tnt_func.optim.adaptive import adagrad as adagrad
 from tnt_func.optim.adaptive import adam as adam
 from tnt_func.optim.adaptive import adamw as adamw
 from tnt_func.optim.adaptive import rmsprop as rmsprop
 from tnt_func.optim.base import GradientTransform as GradientTransform
 from tnt_func.optim.base import Optimizer as Optimizer
-from tnt_func.optim.base import accumulate as accumulate
 from tnt_func.optim.base import chain as chain
 from tnt_func.optim.base import flush as flush
-from tnt_func.optim.base import grouped as grouped
 from tnt_func.optim.freezing import frozen as frozen
 from tnt_func.optim.from_torch import from_torch as from_torch
+from tnt_func.optim.grouping import grouped as grouped
 from tnt_func.optim.momentum import lion as lion
 from tnt_func.optim.momentum import muon as muon
 from tnt_func.optim.momentum import sgd as sgd
