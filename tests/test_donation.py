@@ -1,8 +1,8 @@
 """Consumed states: what is taken of them, what is copied first, what a run that donates still promises."""
 
 import copy
+import importlib
 import pickle
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ from tnt_func.errors import ConsumedError, UsageError
 from tnt_func.events import Event
 from tnt_func.unit import FitUnit
 
-checkpointer: Any = sys.modules["tnt_func.observers.checkpointer"]
+checkpointer = importlib.import_module("tnt_func.observers.checkpointer")
 BATCHES = [(torch.full((2, 3), x), torch.tensor([0, 1])) for x in (0.5, -1.0, 2.0)]
 
 
