@@ -32,13 +32,14 @@ def banner(*also: object, digests: bool = True, file: Text | None = None) -> Obs
     """An observer that prints what a run is, once, where it starts.
 
     Args:
-        also: printed after it: a `module_summary` say, a name, the arguments of the program.
+        also: printed after it: the optimizer, a `module_summary` say, a name, the arguments of the program.
         digests: whether the state's digest is told, for which all of it is fetched from the device.
         file: open, written to by every rank that has it; None is the standard output of the moment, of rank 0 alone.
 
     Example:
-        >>> banner("fine-tuning, third attempt")
-        banner('fine-tuning, third attempt')
+        >>> from tnt_func.optim import adamw
+        >>> banner("fine-tuning, third attempt", adamw(1e-4))
+        banner('fine-tuning, third attempt', adamw(0.0001))
     """
     return _Banner(also, digests, file)
 

@@ -53,7 +53,7 @@ def record(
         metrics_every_n_steps: likewise, for the numbers in the steps' output.
         mark_batches: whether each batch is marked, a pass of CRC-32, so that another batch is found at its step.
         code: the version of the user's code, a commit say.
-        config: the run's configuration, of JSON's types.
+        config: the run's configuration, of JSON's types; `str(optimizer)` is the call that made it.
         fingerprint: the version of the data, a checksum say.
 
     Raises:
