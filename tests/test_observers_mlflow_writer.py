@@ -128,3 +128,13 @@ def test_a_missing_extra_is_named_before_anything_runs(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "mlflow.entities", None)
     with pytest.raises(MissingExtraError, match=r"mlflow_writer needs mlflow.*tnt-func\[mlflow\]"):
         mlflow_writer("a", "b")
+
+
+def test_another_rank_makes_no_run_of_the_same_name(uri: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.modules["tnt_func.observers.mlflow_writer"], "is_rank_zero", lambda: False)
+    with pytest.raises(UsageError, match=r"a rank other than 0; each would make .* Write rank_zero\(recorder\("):
+        fit(FIRST, [recorder(mlflow_writer("ranks", "run", tracking_uri=uri))])
+    client = MlflowClient(uri)
+    own = client.create_run(client.create_experiment("ranks")).info.run_id
+    fit(FIRST, [recorder(mlflow_writer("ranks", "run", run_id=own, tracking_uri=uri))], max_epochs=1)
+    assert [run.info.run_id for run in runs(uri, "ranks")] == [own]

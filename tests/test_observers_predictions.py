@@ -206,3 +206,14 @@ def test_paths_and_extras(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(MissingExtraError, match=r"tnt-func\[parquet\]"):
         predictions("a.parquet")
     predictions("a.csv")
+
+
+@pytest.mark.parametrize("name", ["all.csv", "all.parquet"])
+def test_of_no_batch_the_file_is_empty_and_not_that_of_another_run(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("of another run")
+    tnt.predict(UNIT, FIRST, [], observers=[predictions(tmp_path / name)])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    if name == "all.csv":
+        assert (tmp_path / name).read_text() == ""
+    else:
+        assert parquet.read_table(tmp_path / name).shape == (0, 0)

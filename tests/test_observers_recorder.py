@@ -373,3 +373,28 @@ def test_a_recorder_has_writers():
     history = History([Row(1, 0, "train", "step", {})])
     with pytest.raises(UsageError, match="twice. Give it once"):
         recorder(history, History(), history)
+
+
+def test_a_recorder_that_a_run_inside_of_its_own_has_too_goes_on(tmp_path: Path):
+    history = History()
+    recording = recorder(history, *writers(tmp_path), every_n_steps=1)
+
+    def evaluating(event: Event) -> None:
+        if event.point == "epoch_done":
+            tnt.evaluate(UNIT.eval_unit, event.state, [0], observers=[recording])
+
+    tnt.train(UNIT.train_unit, FIRST, [1.0, 2.0], max_epochs=2, observers=[recording, evaluating])
+    assert [(row.step, row.kind, row.phase) for row in history[2:4]] == [(2, "epoch", "train"), (2, "epoch", "eval")]
+    assert len(history) == 8
+    check_files(tmp_path, history)
+
+
+def test_a_recorder_that_is_told_of_steps_alone_cuts_nothing(tmp_path: Path):
+    recording = recorder(history := History(), *writers(tmp_path), every_n_steps=1)
+    for _ in range(2):
+        events = tnt.train_events(UNIT.train_unit, FIRST, [1.0, 2.0], max_epochs=1)
+        for event in (event for event in events if event.point == "step_end"):
+            recording(event)
+        recording.close()
+    assert [row.step for row in history] == [1, 2, 1, 2]
+    check_files(tmp_path, history)

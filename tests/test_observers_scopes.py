@@ -156,3 +156,28 @@ def test_the_profiler_says_what_its_schedule_is_made_of(numbers: Any):
 def test_garbage_collection_needs_a_cadence():
     with pytest.raises(UsageError, match="every_n_steps=0.* at least 1"):
         garbage_collection(every_n_steps=0)
+
+
+@pytest.mark.parametrize("by", ["us", "torch"])
+def test_one_profiler_at_a_time(tmp_path: Path, by: str):
+    """Torch's, one inside of another, end the process."""
+    others = [profiler(tmp_path / "a")] if by == "us" else []
+    around = torch.profiler.profile() if by == "torch" else contextlib.nullcontext()
+    with around, pytest.raises(UsageError, match=r"profiler\('.*b'\) .* is under way; .* Write one profiler"):
+        RUNS["train"](*others, profiler(tmp_path / "b"))
+    RUNS["train"](profiler(tmp_path / "b", wait=0, warmup=1, active=1))
+    assert len(list((tmp_path / "b").iterdir())) == 1
+
+
+def test_a_run_inside_of_another_leaves_the_scope_of_that_one_open():
+    switched: list[bool] = []
+    collecting = garbage_collection(every_n_steps=100)
+
+    def inside(event: Any) -> None:
+        if event.point == "epoch_done":
+            tnt.evaluate(FIT.eval_unit, FIRST, [1], observers=[collecting])
+        elif event.point == "step_end":
+            switched.append(gc.isenabled())
+
+    RUNS["train"](collecting, inside)
+    assert switched == [False] * 6 and gc.isenabled()

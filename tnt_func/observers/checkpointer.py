@@ -26,8 +26,14 @@ from tnt_func.checkpoint.saving import make_ready, numbers, remove
 from tnt_func.errors import CheckpointError, UsageError
 from tnt_func.events import Event, refuse_a_part
 from tnt_func.observers.combinators import needs_all
+from tnt_func.observers.lines import LOCK, Hold
 from tnt_func.state import State, keep
 from tnt_func.types import Mode, Phase, typed
+
+OF_RANKS = (
+    "Several ranks write one checkpoint by tnt.distributed.checkpointer(directory, mesh), or leave it to the first: "
+    "rank_zero(checkpointer(directory))."
+)
 
 
 @typed
@@ -49,7 +55,8 @@ def checkpointer(
 
     It saves at resumable events: when one of the cadences is due, and always at the end, on a pause, and on a failure
     the last resumable state. One state is one checkpoint, `checkpoint.name(state)` its name; of those with the same
-    number of steps the last is kept. A directory belongs to one run at a time.
+    number of steps the last is kept. A directory belongs to one run at a time: several ranks write one checkpoint by
+    `tnt.distributed.checkpointer`, or leave it to the first, `rank_zero(checkpointer(...))`.
 
     Args:
         directory: of the checkpoints; made when the run starts.
@@ -64,7 +71,7 @@ def checkpointer(
             next resumable event, or at the end.
 
     Raises:
-        UsageError: the arguments contradict each other.
+        UsageError: the arguments contradict each other; out of the run, when another process writes there.
         CheckpointError: out of the run, when the directory or a checkpoint cannot be written.
 
     Example:
@@ -127,6 +134,7 @@ class Checkpointer:
         self._evaluated = self._evaluation_due = self._judged = False
         self._scored, self._names = False, set[str]()  # Whether a save had the metric; the metrics that saves had.
         self._time = time.monotonic()
+        self._hold = Hold(directory, directory / LOCK, OF_RANKS)
         self._steps = 0  # Of the last resumable state.
         self._others: set[str] | None = None  # Later ones that were there at the start; None where none has started.
 
@@ -185,8 +193,10 @@ class Checkpointer:
                 self._writer.shutdown()
                 self._writer = None
             self._state = self._saved = self._others = None
+            self._hold.leave()
 
     def _start(self, state: State) -> None:
+        self._hold.take()
         make_ready(self.directory)
         self._time, self._saved, self._state = time.monotonic(), None, None
         self._evaluated = self._evaluation_due = self._judged = False

@@ -42,7 +42,7 @@ def csv_writer(path: str | os.PathLike[str]) -> "CsvWriter":
     Raises:
         UsageError: out of the run, when the file holds something else or another process writes it, or a metric's name
             has a line break.
-        CheckpointError: out of the run, when a line cannot be written.
+        CheckpointError: out of the run, when the file or a line cannot be written.
 
     Example:
         >>> csv_writer("runs/7.csv")
@@ -55,7 +55,7 @@ class CsvWriter:
     """What `csv_writer` makes."""
 
     def __init__(self, path: Path):
-        self._lines = Lines(path)
+        self._lines = Lines(path, ",".join(FIELDS).encode())
         self._columns = list(FIELDS)
 
     def __repr__(self) -> str:
@@ -63,16 +63,25 @@ class CsvWriter:
 
     def open(self, place: Place | None) -> None:
         """Cut the lines after a place."""
-        header, *lines = self._lines.read() or [_line(FIELDS)]
-        self._columns = _cells(header)
-        if self._columns[: len(FIELDS)] != list(FIELDS):
-            raise UsageError(
-                f"{self._lines.path} begins with {header[:80]!r}; the rows of a run begin with {','.join(FIELDS)}, and "
-                "the file is left as it is. Write to another path."
-            )
-        left = [line for line in lines if place is None or tuple(map(int, _cells(line)[:2])) <= place]
+        # A spreadsheet ends lines with \r\n.
+        header, *lines = [line.rstrip(b"\r\n") + b"\n" for line in self._lines.read()] or [_line(FIELDS)]
+        columns = _cells(header)
+        if columns[: len(FIELDS)] != list(FIELDS):
+            raise self._lines.refused(1, header)
+        places = [self._place(number, line, len(columns)) for number, line in enumerate(lines, 2)]
+        left = [line for line, at in zip(lines, places, strict=True) if place is None or at <= place]
         self._lines.begin([header, *left])
+        self._columns = columns
         tell_of_cut(len(lines) - len(left), self._lines.path, place)
+
+    def _place(self, number: int, line: bytes, width: int) -> Place:
+        try:
+            cells = _cells(line)
+            if len(cells) != width:
+                raise ValueError
+            return int(cells[0]), int(cells[1])
+        except (ValueError, csv.Error) as error:
+            raise self._lines.refused(number, line) from error
 
     def write(self, row: Row) -> None:
         """Append a line."""

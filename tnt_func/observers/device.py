@@ -15,6 +15,7 @@ import torch
 from tnt_func.errors import UsageError
 from tnt_func.events import Event, Observer
 from tnt_func.observers.combinators import every, named, needs_all, on
+from tnt_func.observers.lines import writable
 from tnt_func.observers.scopes import during
 from tnt_func.types import typed
 
@@ -100,7 +101,8 @@ def cuda_memory_snapshots(
 
     @contextmanager
     def noting() -> Iterator[None]:
-        Path(directory).mkdir(parents=True, exist_ok=True)
+        with writable(Path(directory)):
+            Path(directory).mkdir(parents=True, exist_ok=True)
         torch.cuda.memory._record_memory_history(max_entries=max_entries)
         try:
             yield

@@ -23,6 +23,7 @@ from tnt_func.observers.lines import Lines
 from tnt_func.observers.rows import Place, Row, tell_of_cut
 from tnt_func.types import typed
 
+HEAD = b"{"
 ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
@@ -38,7 +39,7 @@ def jsonl_writer(path: str | os.PathLike[str]) -> "JsonlWriter":
 
     Raises:
         UsageError: out of the run, when the file holds something else or another process writes it.
-        CheckpointError: out of the run, when a line cannot be written.
+        CheckpointError: out of the run, when the file or a line cannot be written.
 
     Example:
         >>> jsonl_writer("runs/7.jsonl")
@@ -69,16 +70,23 @@ def read_jsonl(path: str | os.PathLike[str]) -> History:
         ...     Path(f"{directory}/a.csv").read_text().splitlines()
         ['step,epoch,phase,kind,loss', '1,0,train,step,inf']
     """
-    if not Path(path).exists():
+    file = Lines(Path(path), HEAD)
+    if not file.path.is_file():
         raise FileNotFoundError(f"{path} was given; no file is there. Give the path that jsonl_writer was given.")
-    return History(_row(Path(path), number, line) for number, line in enumerate(Lines(Path(path)).read(), 1))
+    try:
+        return History(_row(file, number, line) for number, line in enumerate(file.read(), 1))
+    except UsageError as error:
+        raise UsageError(
+            f"read_jsonl({str(path)!r}) was given; {error.args[0].partition(';')[0]}. Give the path that jsonl_writer "
+            "was given."
+        ) from error
 
 
 class JsonlWriter:
     """What `jsonl_writer` makes."""
 
     def __init__(self, path: Path):
-        self._lines = Lines(path)
+        self._lines = Lines(path, HEAD)
 
     def __repr__(self) -> str:
         return f"jsonl_writer({str(self._lines.path)!r})"
@@ -86,7 +94,7 @@ class JsonlWriter:
     def open(self, place: Place | None) -> None:
         """Cut the lines after a place."""
         lines = self._lines.read()
-        places = [_row(self._lines.path, number, line).place for number, line in enumerate(lines, 1)]
+        places = [_row(self._lines, number, line).place for number, line in enumerate(lines, 1)]
         left = [line for line, at in zip(lines, places, strict=True) if place is None or at <= place]
         self._lines.begin(left)
         tell_of_cut(len(lines) - len(left), self._lines.path, place)
@@ -101,13 +109,10 @@ class JsonlWriter:
         self._lines.close()
 
 
-def _row(path: Path, number: int, line: bytes) -> Row:
+def _row(file: Lines, number: int, line: bytes) -> Row:
     try:
         found = json.loads(line)
         head = (int(found["step"]), int(found["epoch"]), found["phase"], found["kind"])
         return Row(*head, {name: float(value) for name, value in found["metrics"].items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(
-            f"line {number} of {path} is {line[:80]!r}, which is no row of a run; the file is left as it is. Write to "
-            "another path."
-        ) from error
+        raise file.refused(number, line) from error

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tnt_func.errors import UsageError, optional
+from tnt_func.observers.combinators import is_rank_zero
 from tnt_func.observers.rows import Place, Row
 from tnt_func.observers.scalars import Recorded, scalars
 from tnt_func.types import typed
@@ -40,6 +41,8 @@ def mlflow_writer(
     row stands the epoch, "epoch/train_step" and so on. An MLflow run is FINISHED when the writer is closed, or FAILED,
     where an error closes it.
 
+    Among several ranks it is for the first, `rank_zero` around; another one needs the run_id of a run of its own.
+
     A run that begins at its start is a new run of MLflow. One that resumes goes on with the newest of this name in the
     experiment. MLflow takes no metric back, so rows after the place where it resumes stay; and when these steps are
     taken again, their rows are left out. That is sound, for a resumed run ends on the same bits as one that never
@@ -59,6 +62,7 @@ def mlflow_writer(
 
     Raises:
         MissingExtraError: mlflow is not installed.
+        UsageError: out of the run, on a rank other than 0 without a run_id.
         MlflowException: out of the run, whatever MLflow refuses.
 
     Example:
@@ -95,6 +99,11 @@ class MlflowWriter:
 
     def open(self, place: Place | None) -> None:
         """Find the run, or begin one."""
+        if self._given is None and not is_rank_zero():
+            raise UsageError(
+                f"{self!r} was opened on a rank other than 0; each would make a run of this name, with the same rows. "
+                "Write rank_zero(recorder(...)), or give each rank a run of its own: mlflow_writer(..., run_id=...)."
+            )
         self.client = self.client or self._make_client()
         self.run_id = self._given or self._found(place) or self._begun()
         self.client.update_run(self.run_id, status="RUNNING")

@@ -16,6 +16,7 @@ Example:
 """
 
 import csv
+import errno
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from tnt_func import pytree as trees
 from tnt_func.errors import UsageError, kind_of, optional
 from tnt_func.events import Event, refuse_a_part
 from tnt_func.observers.combinators import needs_all
+from tnt_func.observers.lines import Hold, writable
 from tnt_func.types import Phase, typed
 
 ROW_GROUP = 16 * 2**20
@@ -67,14 +69,16 @@ def predictions(
     and bfloat16 is float32.
 
     Args:
-        path: ends in ".csv" or ".parquet".
+        path: ends in ".csv" or ".parquet"; its directory is made. Of several ranks one writes it, `rank_zero` around,
+            for the outputs of `data_parallel` are whole on each; or write f"rank-{world.rank}.csv".
         columns: called at every step; values by name, tensors [batch, ...], lists or tuples, all of one length. The
             batch is there too: `lambda event: {"id": event.batch["id"], "score": event.state.output}`.
         phase: whose steps; "eval" inside `fit` leaves the outputs of the last evaluation.
 
     Raises:
-        UsageError: another ending; out of the run, inside of `every` or `on`, and where columns are missing, or unlike
-            each other or those before.
+        UsageError: another ending; inside of `every` or `on`; out of the run, where another process writes it, or
+            columns are missing, or unlike each other or those before.
+        CheckpointError: out of the run, where the path is a directory, or cannot be written.
         MissingExtraError: Parquet without pyarrow.
 
     Example:
@@ -114,7 +118,7 @@ class Predictions:
     ):
         self._path, self._columns, self._make = path, columns, table
         self._phase: Phase = phase
-        self._new = path.with_name(f".{path.name}.new")
+        self._new, self._hold = path.with_name(f".{path.name}.new"), Hold(path, path.with_name(f".{path.name}.lock"))
         self._table: Table | None = None
         self._names: list[str] | None = None
 
@@ -126,7 +130,7 @@ class Predictions:
         if event.phase != self._phase:
             return
         if event.point == "start":
-            self.close()
+            self._start()
         elif event.point == "step_end":
             self._write(event)
         elif event.point == "end":
@@ -141,28 +145,39 @@ class Predictions:
     def close(self) -> None:
         """Remove what was not finished."""
         table, self._table, self._names = self._table, None, None
-        if table is not None:
-            try:
+        try:
+            if table is not None:
                 table.close()
-            finally:
+        finally:
+            if table is not None:
                 self._new.unlink(missing_ok=True)
+            self._hold.leave()
+
+    def _start(self) -> None:
+        self.close()
+        self._hold.take()
+        with writable(self._path):
+            if self._path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
     def _write(self, event: Event) -> None:
         columns = dict(self._columns(event))
         self._check(columns)
         if self._table is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._table = self._make(self._new)
-        self._table.write({name: _read(column) for name, column in columns.items()})
+            with writable(self._path):
+                self._table = self._make(self._new)
+        with writable(self._path):
+            self._table.write({name: _read(column) for name, column in columns.items()})
 
     def _finish(self) -> None:
-        if self._table is None:
-            return
-        self._table.close()
-        with open(self._new, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self._new, self._path)
+        with writable(self._path):
+            self._table = self._table or self._make(self._new)  # Of no batch an empty one.
+            self._table.close()
+            with open(self._new, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self._new, self._path)
         self._table = self._names = None
+        self._hold.leave()
 
     def _check(self, columns: Mapping[str, Any]) -> None:
         wrong = [f"{name}: {kind_of(x)}" for name, x in columns.items() if not _is_column(x)]
@@ -251,10 +266,10 @@ class Parquet:
             self._flush()
 
     def close(self) -> None:
-        """Write what waits and the footer."""
-        if self._writer is not None:
-            self._flush()
-            self._writer.close()
+        """Write what waits and the footer; of nothing a file without columns."""
+        self._writer = self._writer or self._parquet.ParquetWriter(self._path, self._arrow.schema([]))
+        self._flush()
+        self._writer.close()
 
     def _flush(self) -> None:
         if self._waiting:

@@ -163,6 +163,11 @@ class Recorder:
             return
         progress = event.state.progress.train
         row = Row(progress.steps, progress.epochs, event.phase, kind, metrics)
+        if not self._opened:
+            # It was not told of the start, or a run inside of this one that has the same recorder closed it.
+            self._opened = True
+            for writer in self._writers:
+                writer.open(None)
         for writer in self._writers:
             writer.write(row)
 

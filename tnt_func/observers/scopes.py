@@ -16,8 +16,10 @@ Example:
 
 import gc
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +27,11 @@ import torch
 from tnt_func.errors import UsageError
 from tnt_func.events import Event, Observer
 from tnt_func.observers.combinators import every, named, needs_all, on
+from tnt_func.observers.lines import writable
 from tnt_func.types import typed
+
+_PROFILING = threading.Lock()
+"""Held while a profiler is under way: inside of another, torch's ends the process."""
 
 
 @typed
@@ -54,7 +60,8 @@ class _During:
         return f"during({self._scope!r})"
 
     def __call__(self, event: Event) -> None:
-        if event.point == "start":
+        # Not of the start alone: a run inside of this one that has the same observer closes it, too.
+        if event.point not in ("end", "paused", "failed"):
             self.open(event)
 
     def open(self, event: Event) -> None:
@@ -167,14 +174,15 @@ def profiler(
     got. While steps are recorded they are slower; CUDA's operations are in it where there are any.
 
     Args:
-        directory: of the files; made when the first is written.
+        directory: of the files; made when the run starts.
         wait, warmup, active: steps of a cycle: without profiling, with it and thrown away, and recorded.
         repeat: cycles; 0 is until the run is over.
         skip_first: steps before the first cycle.
         record_shapes, profile_memory, with_stack: as in `torch.profiler.profile`.
 
     Raises:
-        UsageError: a number is negative; warmup or active is below 1.
+        UsageError: a number is negative; warmup or active is below 1; out of the run, where it is profiled already.
+        CheckpointError: out of the run, when the directory cannot be made.
 
     Example:
         >>> profiler("traces", wait=100, active=5)
@@ -198,15 +206,25 @@ def profiler(
     @contextmanager
     def profiling() -> Iterator[None]:
         nonlocal profile
-        with torch.profiler.profile(
-            schedule=torch.profiler.schedule(
-                wait=wait, warmup=warmup, active=active, repeat=repeat, skip_first=skip_first
-            ),
-            on_trace_ready=written,
-            record_shapes=record_shapes,
-            profile_memory=profile_memory,
-            with_stack=with_stack,
-        ) as profile:
+        if _PROFILING.locked() or torch.autograd._profiler_enabled():  # pyright: ignore[reportPrivateImportUsage]
+            raise UsageError(
+                f"profiler({os.fspath(directory)!r}) was given where another is under way; torch has one at a time. "
+                "Write one profiler(...), or let the other end first."
+            )
+        with writable(Path(directory)):
+            Path(directory).mkdir(parents=True, exist_ok=True)
+        with (
+            _PROFILING,
+            torch.profiler.profile(
+                schedule=torch.profiler.schedule(
+                    wait=wait, warmup=warmup, active=active, repeat=repeat, skip_first=skip_first
+                ),
+                on_trace_ready=written,
+                record_shapes=record_shapes,
+                profile_memory=profile_memory,
+                with_stack=with_stack,
+            ) as profile,
+        ):
             yield
 
     stepping = on("step_end", lambda event: profile.step())

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tnt_func.errors import optional
-from tnt_func.observers.lines import append, overwrite
+from tnt_func.observers.lines import LOCK, Hold, append, overwrite, writable
 from tnt_func.observers.rows import Place, Row, tell_of_cut
 from tnt_func.observers.scalars import scalars
 from tnt_func.observers.tensorboard_records import record, records
@@ -43,12 +43,14 @@ def tensorboard_writer(
     files are read in the order of the seconds in their names.
 
     Args:
-        directory: `log_dir` of `torch.utils.tensorboard.SummaryWriter`. It belongs to one run at a time.
+        directory: `log_dir` of `torch.utils.tensorboard.SummaryWriter`. It belongs to one run at a time: among several
+            ranks write rank_zero(...) around, or f"{directory}/rank-{world.rank}" here.
         hparams: bools, numbers and strings, else as they print; TensorBoard's table of hyper-parameters has them, once.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
-        CheckpointError: out of the run, when a row cannot be written.
+        UsageError: out of the run, when another process writes there.
+        CheckpointError: out of the run, when the directory or a row cannot be written.
 
     Example:
         >>> tensorboard_writer("runs/7", hparams={"lr": 1e-3})
@@ -74,6 +76,7 @@ class TensorboardWriter:
         self.summary = summary
         self._directory, self._hparams = directory, hparams
         self._path, self._file, self._head = directory, -1, b""
+        self._hold = Hold(directory, directory / LOCK)
         self._purge_step: int | None = None
         self._has_hparams = False
         self._protobuf = importlib.import_module("tensorboard.compat.proto.event_pb2")
@@ -85,16 +88,18 @@ class TensorboardWriter:
     def open(self, place: Place | None) -> None:
         """Take out the rows after a place."""
         self.close()
+        self._hold.take()
         self._purge_step = None if place is None else place[0] + 1
         self._has_hparams = False
         cut = 0
         for path in self._files():
-            content = path.read_bytes()
-            found = [*records(content)]
-            left = [whole for whole, event in found if self._stays(event, place)]
-            if place is not None and b"".join(left) != content:
-                overwrite(path, b"".join(left))
-                cut += len(found) - len(left)
+            with writable(path):
+                content = path.read_bytes()
+                found = [*records(content)]
+                left = [whole for whole, event in found if self._stays(event, place)]
+                if place is not None and b"".join(left) != content:
+                    overwrite(path, b"".join(left))
+                    cut += len(found) - len(left)
         tell_of_cut(cut, self._directory, place)
 
     def write(self, row: Row) -> None:
@@ -129,6 +134,7 @@ class TensorboardWriter:
         if self._file >= 0:
             os.close(self._file)
         self._file, self._purge_step = -1, None
+        self._hold.leave()
 
     def _scalars(self, numbers: Mapping[str, float]) -> Any:
         """What `summary.scalar(tag, x, new_style=True, double_precision=True)` makes of each, in one event.
@@ -153,7 +159,6 @@ class TensorboardWriter:
         """Open a file of this second; its head is written with the first row."""
         if self._file >= 0:
             return
-        self._directory.mkdir(parents=True, exist_ok=True)
         seconds = [int(path.name.split(".")[3]) for path in self._files()]
         if int(time.time()) in seconds:
             time.sleep(1 - time.time() % 1)
@@ -166,7 +171,8 @@ class TensorboardWriter:
             head.append(made.Event(wall_time=now, summary=self._hparams))
         name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.tnt_func"
         self._path = self._directory / name
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        with writable(self._path):
+            self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         self._head = b"".join(record(event.SerializeToString()) for event in head)
 
     def _files(self) -> list[Path]:
