@@ -20,8 +20,8 @@ MODULES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorte
 FLOORS_6_AND_7 = {"checkpoint", "pausing", "replay", "distributed", "reports", "observers", "testing"}
 BROUGHT_IN = set(
     "arguments asserts callbacks compiling compose data descent donation errors events factories gradients loop "
-    "metrics model optim progress pytree recipes rng runs schedules state transforms transitions treemath types "
-    "unit".split()
+    "meshes metrics model optim progress pytree recipes rng runs schedules state transforms transitions treemath "
+    "types unit".split()
 )
 CODE = ("tnt_func", "tests", "property_tests", "examples", "benchmarks")
 OPTIONAL = (

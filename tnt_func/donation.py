@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tnt_func import pytree as trees
 from tnt_func.errors import ConsumedError, UsageError
+from tnt_func.meshes import here
 from tnt_func.rng import key
 from tnt_func.state import State
 from tnt_func.types import PyTree
@@ -40,6 +41,7 @@ __all__ = [
     "noted",
     "separated",
     "spend",
+    "storage",
     "take",
 ]
 
@@ -206,7 +208,7 @@ class Storages:
 
     def hold(self, leaf: Any) -> bool:
         """Whether a tensor lies in the memory that is consumed."""
-        return isinstance(leaf, Tensor) and _pointer(leaf) in self.pointers
+        return isinstance(leaf, Tensor) and storage(leaf) in self.pointers
 
 
 def copied_from(tree: PyTree, storages: Storages) -> PyTree:
@@ -275,9 +277,9 @@ def _in_own_memory(tree: PyTree, taken: set[int]) -> PyTree:
     def own(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        if _pointer(leaf) in taken or _overlaps(leaf):
+        if storage(leaf) in taken or _overlaps(leaf):
             leaf = leaf.clone()
-        taken.add(_pointer(leaf))
+        taken.add(storage(leaf))
         taken.discard(0)
         return leaf
 
@@ -287,11 +289,19 @@ def _in_own_memory(tree: PyTree, taken: set[int]) -> PyTree:
 
 def _overlaps(leaf: Tensor) -> bool:
     """Whether elements share memory among themselves, as after `expand`."""
+    leaf = here(leaf)
     return leaf.layout is torch.strided and 0 in leaf.stride() and leaf.numel() > 1
 
 
-def _pointer(leaf: Tensor) -> int:
-    """Of the storage; 0 where it has none, or shares none that could be told."""
+def storage(leaf: Tensor) -> int:
+    """Where the memory of a tensor begins; 0 where it has none, or shares none that could be told.
+
+    Example:
+        >>> w = torch.ones(4)
+        >>> storage(w) == storage(w[2:])
+        True
+    """
+    leaf = here(leaf)
     return leaf.untyped_storage().data_ptr() if leaf.layout is torch.strided else 0
 
 

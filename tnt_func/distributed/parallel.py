@@ -42,7 +42,6 @@ from tnt_func.distributed.collectives import Exchange, Scalars
 from tnt_func.distributed.outputs import Sharing, averaged, check_rows, joined, of_step
 from tnt_func.distributed.shards import gather, laid_like, lies_out, settled, settled_like, summed
 from tnt_func.distributed.world import Ranks
-from tnt_func.donation import spend
 from tnt_func.errors import ContractError, UsageError
 from tnt_func.factories import factory
 from tnt_func.metrics import Metric
@@ -283,11 +282,7 @@ class Placed(Around):
         """The step."""
         if not lies_out(state.params):
             return self.inner(state, batch)
-        # No kernel writes into parts, so what a donating step was given is let go of, and nothing in it written over.
-        step = inside(self.inner, Descent, lambda descent: replace(descent, donates=False))
-        after, output = step(state, batch)
-        if self.donates:
-            spend(state)
+        after, output = self.inner(state, batch)
         return settled(after, state), settled_like(output, None)
 
 

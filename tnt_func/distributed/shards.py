@@ -20,25 +20,22 @@ Example:
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from tnt_func import pytree as trees
-from tnt_func.distributed.collectives import Sums, buckets, gathering, reduce_scatter, weighted
-from tnt_func.distributed.world import Ranks, together
+from tnt_func.distributed.collectives import Sums
+from tnt_func.distributed.cuts import PartSums, wholes
+from tnt_func.distributed.world import Ranks
 from tnt_func.errors import UsageError
-from tnt_func.optim.layout import PLAIN_TENSORS
+from tnt_func.meshes import here, is_laid_out, placed
 from tnt_func.state import State
 from tnt_func.types import PyTree, typed
 
 S = TypeVar("S")
-AT_ONCE = 2
-"""Messages of parts that are on their way: gloo holds a copy of each, and does as many at once."""
 Rule: TypeAlias = Callable[[str], int | None]
 """Of the path of a parameter: which dimension is cut, or None for the whole of it on every rank."""
 
@@ -51,16 +48,6 @@ def _dtensor() -> Any:
     return module
 
 
-def is_laid_out(leaf: Any) -> bool:
-    """Whether a leaf lies on a mesh, in parts or whole: a DTensor.
-
-    Example:
-        >>> is_laid_out(torch.ones(1))
-        False
-    """
-    return type(leaf) is not Tensor and isinstance(leaf, Tensor) and hasattr(leaf, "device_mesh")
-
-
 def lies_out(tree: PyTree) -> bool:
     """Whether a leaf of a tree lies on a mesh.
 
@@ -68,10 +55,21 @@ def lies_out(tree: PyTree) -> bool:
         >>> lies_out({"w": torch.ones(1)})
         False
     """
-    # Most parameters are a flat dict, which every step looks at.
-    if type(tree) is dict and PLAIN_TENSORS.issuperset(map(type, tree.values())):
-        return False
-    return any(map(is_laid_out, trees.leaves(tree)))
+    return any(map(is_laid_out, _taken_apart(tree)[0]))
+
+
+def _taken_apart(tree: PyTree) -> tuple[list[Any], Any]:
+    """The leaves, and the keys of a flat dict, which most trees that a step looks at are, or another's structure."""
+    if type(tree) is dict and all(isinstance(leaf, _LEAVES) for leaf in tree.values()):
+        return list(tree.values()), tuple(tree)
+    return trees.flatten(tree)
+
+
+def _put_together(leaves: list[Any], structure: Any) -> PyTree:
+    return dict(zip(structure, leaves, strict=True)) if type(structure) is tuple else trees.unflatten(leaves, structure)
+
+
+_LEAVES = (Tensor, float, int)
 
 
 def dimension_of(leaf: Any) -> int | None:
@@ -173,145 +171,13 @@ def gather(state: S) -> S:
     """
     if not lies_out(state):
         return state
-    leaves, structure = trees.flatten(state)
-    laid_out = [place for place, leaf in enumerate(leaves) if is_laid_out(leaf)]
-    cut = [place for place in laid_out if dimension_of(leaves[place]) is not None]
-    found = dict(zip(cut, _wholes([leaves[place] for place in cut]), strict=True))
-    for place in laid_out:
-        leaves[place] = found[place] if place in found else leaves[place].to_local()
-    return trees.unflatten(leaves, structure)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a tensor is cut.
-
-    Args:
-        shape: of the whole.
-        dimension: which is cut.
-        size: rows of a part; the last parts may have fewer.
-        own: rows of this rank's part.
-    """
-
-    shape: torch.Size
-    dimension: int
-    size: int
-    own: int
-
-    @classmethod
-    def of(cls, tensor: Any) -> "Cut":
-        """That of a DTensor which is cut."""
-        dimension, mesh = tensor.placements[-1].dim, tensor.device_mesh
-        return _cut(tensor.shape, dimension, mesh.size(mesh.ndim - 1), tensor.to_local().shape[dimension])
-
-    @functools.cached_property
-    def rest(self) -> tuple[int, ...]:
-        """The other dimensions."""
-        return (*self.shape[: self.dimension], *self.shape[self.dimension + 1 :])
-
-    @functools.cached_property
-    def numel(self) -> int:
-        """Elements that the part of a rank takes in a message."""
-        return self.size * torch.Size(self.rest).numel()
-
-    def rows(self, flat: Tensor, count: int) -> Tensor:
-        """The rows that are at the start of a part of a message."""
-        return flat.unflatten(-1, (self.size, *self.rest)).narrow(-len(self.rest) - 1, 0, count)
-
-
-@functools.lru_cache(1 << 14)
-def _cut(shape: torch.Size, dimension: int, count: int, own: int) -> Cut:
-    return Cut(shape, dimension, -(-shape[dimension] // count), own)
-
-
-def _wholes(tensors: Sequence[Any]) -> list[Tensor]:
-    """The whole of each tensor that is cut, by one message for many, or for a large one."""
-    if not tensors:
-        return []
-    found: list[Any] = [None] * len(tensors)
-    mesh = tensors[0].device_mesh
-    ranks = Ranks.of(mesh, mesh.ndim - 1)
-    begun: list[tuple[list[int], list[Cut], Any, Tensor]] = []
-
-    def settle() -> None:
-        places, cuts, work, room = begun.pop(0)
-        together("a gathering of parts", work.wait)
-        for place, each, parts in zip(places, cuts, room.split([each.numel for each in cuts], 1), strict=True):
-            whole = parts.reshape(ranks.size * each.size, *each.rest)[: each.shape[each.dimension]]
-            found[place] = whole.movedim(0, each.dimension).contiguous()
-
-    for places, dtype, device in buckets(tensors, widened=False):
-        cuts = [Cut.of(tensors[place]) for place in places]
-        own = [tensors[place].to_local().movedim(each.dimension, 0) for place, each in zip(places, cuts, strict=True)]
-        if len(places) == 1 and own[0].numel() == cuts[0].numel:
-            mine = own[0].reshape(-1)
-        else:
-            mine = torch.zeros(sum(each.numel for each in cuts), dtype=dtype, device=device)
-            for each, rows, part in zip(cuts, own, mine.split([each.numel for each in cuts]), strict=True):
-                each.rows(part, each.own).copy_(rows)
-        if len(begun) == AT_ONCE:
-            settle()
-        begun.append((places, cuts, *gathering(ranks, mine)))
-    while begun:
-        settle()
-    return found
-
-
-class PartSums:
-    """Weighted sums of whole tensors over the ranks, of which each rank gets its part, on their way.
-
-    Args:
-        tensors: of this rank; None counts for nothing. They leave the list as they are sent, to make room.
-        like: DTensors which are cut: how the sums are to lie.
-        share: of this rank, by which its tensors are multiplied, a number or a 0-d tensor.
-    """
-
-    def __init__(self, tensors: list[Tensor | None], like: Sequence[Any], share: Any):
-        self._like, self._buckets = like, list[tuple[list[int], list[Cut], Tensor, Any]]()
-        self._found: list[Any] = [None] * len(like)
-        if not like:
-            return
-        self._mesh = like[0].device_mesh
-        ranks = Ranks.of(self._mesh, self._mesh.ndim - 1)
-        for places, dtype, device in buckets(like):
-            cuts = [Cut.of(like[place]) for place in places]
-            whole = torch.empty(ranks.size, sum(each.numel for each in cuts), dtype=dtype, device=device)
-            for place, each, parts in zip(places, cuts, whole.split([each.numel for each in cuts], 1), strict=True):
-                tensor, tensors[place] = tensors[place], None
-                room = parts.unflatten(1, (each.size, *each.rest))
-                if each.size * ranks.size == each.shape[each.dimension]:
-                    rows = None if tensor is None else tensor.movedim(each.dimension, 0).unflatten(0, room.shape[:2])
-                    weighted(rows, share, room)
-                    continue
-                room.zero_()
-                rows = () if tensor is None else tensor.movedim(each.dimension, 0).split(each.size)
-                for part, own in zip(room, rows, strict=False):
-                    weighted(own, share, part[: len(own)])
-            if len(self._buckets) == AT_ONCE:
-                self._settle()
-            mine = torch.empty(whole.shape[1], dtype=dtype, device=device)
-            work = together("a sum of parts", _scattering, mine, whole, ranks)
-            self._buckets.append((places, cuts, mine, work))
-
-    def wait(self) -> list[Tensor]:
-        """The sums, as DTensors in the dtypes of what they are like."""
-        while self._buckets:
-            self._settle()
-        return self._found
-
-    def _settle(self) -> None:
-        places, cuts, mine, work = self._buckets.pop(0)
-        together("a sum of parts", work.wait)
-        for axis in range(self._mesh.ndim - 1):
-            group = Ranks.of(self._mesh, axis).group
-            together("a sum over ranks", lambda group=group: dist.all_reduce(mine, group=group))
-        for place, each, part in zip(places, cuts, mine.split([each.numel for each in cuts]), strict=True):
-            own = each.rows(part, each.own).movedim(0, each.dimension).to(self._like[place].dtype)
-            self._found[place] = on_mesh(own, self._mesh, each.dimension, each.shape)
-
-
-def _scattering(mine: Tensor, whole: Tensor, ranks: Ranks) -> Any:
-    return reduce_scatter(mine, whole.view(-1), group=ranks.group, async_op=True)
+    leaves, structure = _taken_apart(state)
+    cut = [place for place, leaf in enumerate(leaves) if dimension_of(leaf) is not None]
+    parts = wholes([leaves[place] for place in cut])
+    leaves = [*map(here, leaves)]
+    for place, whole in zip(cut, parts, strict=True):
+        leaves[place] = whole
+    return _put_together(leaves, structure)  # pyright: ignore[reportReturnType]
 
 
 def summed(ranks: Ranks, tensors: list[Any], like: Sequence[Any], share: Any) -> list[Tensor]:
@@ -335,10 +201,10 @@ def summed(ranks: Ranks, tensors: list[Any], like: Sequence[Any], share: Any) ->
     whole, parted = ([place for place, each in enumerate(cut) if each is which] for which in (False, True))
     own = [[tensors[place] for place in places] for places in (whole, parted)]
     tensors.clear()
-    local = [like[place].to_local() if is_laid_out(like[place]) else like[place] for place in whole]
+    local = [here(like[place]) for place in whole]
     sums, parts = Sums(ranks, own[0], local, share), PartSums(own[1], [like[place] for place in parted], share)
     found = dict(zip(parted, parts.wait(), strict=True))
-    found |= {place: laid_like(x, like[place]) for place, x in zip(whole, sums.wait(), strict=True)}
+    found |= {place: placed(x, like[place]) for place, x in zip(whole, sums.wait(), strict=True)}
     return [found[place] for place in range(len(like))]
 
 
@@ -363,11 +229,11 @@ def settled(after: State, before: State) -> State:
 
 def settled_like(new: PyTree, old: PyTree) -> PyTree:
     """A tree whose leaves lie as those of another do, and are plain tensors elsewhere."""
-    leaves, structure = trees.flatten(new)
+    leaves, structure = _taken_apart(new)
     laid_out = [place for place, leaf in enumerate(leaves) if is_laid_out(leaf)]
     if not laid_out:
         return new
-    before, its = trees.flatten(old)
+    before, its = _taken_apart(old)
     if its == structure and all(_lie_alike(leaves[place], before[place]) for place in laid_out):
         return new
     same, paths = dict(trees.named_leaves(old)), trees.paths(new)
@@ -378,7 +244,7 @@ def settled_like(new: PyTree, old: PyTree) -> PyTree:
             leaves[place] = leaf.full_tensor()
         elif not _lie_alike(leaf, other):
             leaves[place] = leaf.redistribute(leaf.device_mesh, other.placements)
-    return trees.unflatten(leaves, structure)
+    return _put_together(leaves, structure)
 
 
 def _lie_alike(leaf: Any, other: Any) -> bool:

@@ -158,7 +158,7 @@ def _adam(
     slots = ["exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * amsgrad]
     return leafwise(
         Settings(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay),
-        Rule(slots=dict.fromkeys(slots, torch.zeros_like), numbers=numbers, leaf=leaf, leaves=leaves),
+        Rule(slots=dict.fromkeys(slots, torch.zeros_like), numbers=numbers, leaf=leaf, leaves=leaves, elementwise=True),
     )
 
 
@@ -230,7 +230,13 @@ def rmsprop(
     inertia = {"momentum": momentum} if momentum else {}
     return leafwise(
         Settings(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, **inertia),
-        Rule(slots=dict.fromkeys(slots, torch.zeros_like), numbers=lambda h, t: h, leaf=leaf, leaves=leaves),
+        Rule(
+            slots=dict.fromkeys(slots, torch.zeros_like),
+            numbers=lambda h, t: h,
+            leaf=leaf,
+            leaves=leaves,
+            elementwise=True,
+        ),
     )
 
 
@@ -291,5 +297,5 @@ def adagrad(
 
     return leafwise(
         Settings(lr=lr, lr_decay=lr_decay, weight_decay=weight_decay, eps=eps),
-        Rule(slots={"sum": first}, numbers=numbers, leaf=leaf, leaves=leaves),
+        Rule(slots={"sum": first}, numbers=numbers, leaf=leaf, leaves=leaves, elementwise=True),
     )

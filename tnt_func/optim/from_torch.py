@@ -16,7 +16,7 @@ Example:
     tensor(0.8944)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -28,6 +28,7 @@ from torch.optim.sgd import sgd
 from tnt_func import pytree as trees
 from tnt_func.errors import ContractError, UsageError
 from tnt_func.factories import factory
+from tnt_func.meshes import is_laid_out, parts_of, placed
 from tnt_func.optim.base import Optimizer
 from tnt_func.optim.imperative import copies_of, first_step, frozen, like_given, numbers_of, step, thawed
 from tnt_func.optim.layout import (
@@ -121,6 +122,7 @@ def from_torch(
             Settings(**{name: x for name, x in given.items() if name in SCHEDULED and callable(x)}) for given in every
         ],
         kernel=KERNELS.get(cls),
+        elementwise=cls in ELEMENTWISE,
     )
     return Optimizer(adapter.init, adapter.update, consume=adapter.consume, traceable=False)
 
@@ -135,6 +137,8 @@ class _Adapter:
         group_of: the group of every parameter.
         settings: the schedules of each group.
         kernel: what is called on lists in place of an optimizer's step.
+        elementwise: whether each element is updated whatever the others are: of parameters that lie in parts on a mesh,
+            the parts that are here.
     """
 
     make: Callable[[list[Any], list[int]], Any]
@@ -142,6 +146,7 @@ class _Adapter:
     group_of: ByPath[int]
     settings: list[Settings]
     kernel: Kernel | None
+    elementwise: bool
 
     def init(self, params: PyTree) -> PyTree:
         here = layout(params)
@@ -191,7 +196,11 @@ class _Adapter:
             consumes=consumes,
         )
         check_grads(here, lists.grads, sparse=self.kernel is not _adam)
-        changes = self.by_step(lists) if self.kernel is None else self.by_kernel(lists, self.kernel)
+        own = lists.parts() if self.elementwise else None
+        of = lists if own is None else own
+        changes = self.by_step(of) if self.kernel is None else self.by_kernel(of, self.kernel)
+        if own is not None:
+            lists = own.placed(lists)
         for n, settings in enumerate(self.settings):
             was = states[n].slots
             slots = {k: here.give(column, was[k] if consumes else None) for k, column in lists.columns[n].items()}
@@ -265,6 +274,34 @@ class _Lists:
     started: list[list[bool]]
     consumes: bool
 
+    def parts(self) -> "_Lists | None":
+        """These, of the parts that this rank has; None where nothing lies on a mesh, or not all in one way."""
+        columns = [column for group in self.columns for column in group.values()]
+        lying = [[x if is_laid_out(x) else None for x in column] for column in columns]
+        rows = (pair for column in columns for pair in zip(column, self.leaves, strict=True))
+        if any(_has_rows(x) and is_laid_out(leaf) for x, leaf in rows):
+            return None
+        if (found := parts_of(self.leaves, self.grads, *lying)) is None:
+            return None
+        leaves, grads, *own = found
+        filled = iter([[*map(_first, mine, column)] for mine, column in zip(own, columns, strict=True)])
+        return replace(self, leaves=leaves, grads=grads, columns=self._columns(filled), started=self.started)
+
+    def placed(self, before: "_Lists") -> "_Lists":
+        """These parts where those of before lie; what was there, where it was written to."""
+
+        def put(new: Any, like: Any) -> Any:
+            return like if is_laid_out(like) and new is like.to_local() else placed(new, like)
+
+        with torch.no_grad():
+            leaves = [*map(put, self.leaves, before.leaves)]
+            pairs = zip(self.columns, before.columns, strict=True)
+            new = iter([[*map(put, own[k], was[k])] for own, was in pairs for k in own])
+        return replace(self, leaves=leaves, columns=self._columns(new))
+
+    def _columns(self, new: Iterator[list[Any]]) -> list[Columns]:
+        return [{k: next(new) for k in group} for group in self.columns]
+
     def memory(self, group: int, place: int) -> dict[str, Any]:
         return {name: column[place] for name, column in self.columns[group].items() if column[place] is not None}
 
@@ -272,6 +309,14 @@ class _Lists:
         self.leaves[place], self.started[group][place] = leaf, started
         for name, value in memory.items():
             self.columns[group][name][place] = value
+
+
+def _first(own: Any, other: Any) -> Any:
+    return other if own is None else own
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and not is_laid_out(value)
 
 
 def _kind(value: Any) -> Any:
@@ -346,4 +391,8 @@ def _sgd(o: dict[str, Any], p: list[Tensor], g: list[Tensor], memory: Columns, s
     return [True] * len(p)
 
 
+ELEMENTWISE = {
+    getattr(torch.optim, name)
+    for name in "Adadelta Adagrad Adam AdamW Adamax ASGD NAdam RAdam RMSprop Rprop SGD".split()
+}
 KERNELS: dict[Any, Kernel] = {torch.optim.Adam: _adam, torch.optim.AdamW: _adam, torch.optim.SGD: _sgd}

@@ -22,7 +22,6 @@ Predicate: TypeAlias = Callable[[str], bool]
 """Of the path of a leaf, as `pytree.paths` spells it: `lambda path: "bias" in path`."""
 
 PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
-PLAIN = {*PLAIN_TENSORS, type(None)}
 kind = operator.attrgetter("shape", "dtype", "device", "layout")
 """What a gradient has in common with its parameter."""
 _level: Callable[[], int | None] = torch._C._functorch.maybe_current_level  # pyright: ignore
@@ -80,7 +79,7 @@ def layout(params: PyTree) -> Layout:
         >>> layout([torch.ones(1), {"b": torch.zeros(1)}]).leaves
         [tensor([1.]), tensor([0.])]
     """
-    if type(params) is dict and PLAIN.issuperset(map(type, params.values())):
+    if type(params) is dict and all(leaf is None or isinstance(leaf, Tensor) for leaf in params.values()):
         return Layout(list(params.values()), tuple(params))
     leaves, structure = trees.flatten(params)
     if not all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves):

@@ -3,6 +3,9 @@
 The rule is written once, out of place, for a single tensor: so it runs under `torch.func.vmap`, `torch.func.grad` and
 `torch.compile(fullgraph=True)`. Eager, on plain tensors, a kernel for lists of tensors takes its place where there is
 one. Numbers are computed in float64 and cast at the end; parameters of fewer bits than float32 are updated in float32.
+
+Of parameters that lie in parts on a mesh, a rule that is elementwise updates the part that is here; any other is given
+the DTensors, whose arithmetic is that of the whole.
 """
 
 import operator
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tnt_func.errors import UsageError
+from tnt_func.meshes import parts_of, placed
 from tnt_func.optim.base import Optimizer
 from tnt_func.optim.layout import PLAIN_TENSORS, Layout, check_grads, cloned, is_traced, kind, laid_out, layout
 from tnt_func.optim.state import OptState, Settings
@@ -38,6 +42,8 @@ class Rule:
         leaves: `(numbers, params, grads, *slots) -> None`, the same for lists of tensors of one dtype and device, each
             laid out in memory as its parameter; writes into params and slots, and into nothing else.
         check: raises for parameters that the rule cannot update.
+        elementwise: whether an element of the parameter and of each slot becomes what it does whatever the others are,
+            and wherever it is.
 
     Example:
         >>> rule = Rule(slots={}, numbers=lambda h, t: {"lr": h["lr"] / t}, leaf=lambda n, p, g: (p - n["lr"] * g,))
@@ -52,6 +58,7 @@ class Rule:
     leaf: Callable[..., tuple[Tensor, ...]]
     leaves: Callable[..., None] | None = None
     check: Callable[[Layout], None] = lambda here: None
+    elementwise: bool = False
 
 
 def leafwise(settings: Settings, rule: Rule) -> Optimizer:
@@ -82,10 +89,13 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
         values = settings.now(state, traced=False)
         columns = cloned(*plan.columns)
         plan.run(rule, values, grad, columns)
-        params, *slots = map(plan.here.give, columns)
+        leaves, *slots = map(plan.placed, columns)
+        params = plan.here.give(leaves)
         count = state.slots["count"] + 1
-        after = settings.after(state, values, {"count": count, **dict(zip(rule.slots, slots, strict=True))})
-        plan.moved(params, columns).keep(after)
+        after = settings.after(
+            state, values, {"count": count, **dict(zip(rule.slots, map(plan.here.give, slots), strict=True))}
+        )
+        plan.moved(params, leaves, columns).keep(after)
         return params, after
 
     def consume(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
@@ -105,6 +115,9 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
         check_grads(here, grad)
         old = [here.leaves, *(here.take(state.slots[name], f"opt_state.slots[{name!r}]") for name in rule.slots)]
         traced = settings.traced(state)
+        lying, parts = old, parts_of(*old, grad) if rule.elementwise and not traced else None
+        if parts is not None:
+            *old, grad = parts
         values = settings.now(state, traced=traced)
         there = [leaf is not None for leaf in grad]
         count = state.slots["count"] + (1 if all(there) else torch.tensor(there))
@@ -122,10 +135,11 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
                 for place, leaf in zip(places, leaves, strict=True):
                     column[place] = leaf
         trees = [params, *(state.slots[name] for name in rule.slots)]
-        params, *slots = map(here.give, new, trees) if consumes else map(here.give, new)
+        given = new if parts is None else [*map(_placed_unless_same, new, old, lying)]
+        params, *slots = map(here.give, given, trees) if consumes else map(here.give, given)
         after = settings.after(state, values, {"count": count, **dict(zip(rule.slots, slots, strict=True))})
         if not traced and rule.leaves is not None and all(there):
-            _Plan.keep_where_possible(here, params, new, count.tolist(), after)
+            _Plan.keep_where_possible(Layout(given[0], here.structure), params, new, count.tolist(), after)
         return params, after
 
     return Optimizer(init, update, consume=consume)
@@ -139,7 +153,7 @@ class _Plan:
     Args:
         here: the parameters' layout.
         params: whose they are; others make the plan void.
-        columns: the parameters' leaves, then those of each slot.
+        columns: the parameters' leaves, then those of each slot; the parts that are here, of what lies on a mesh.
         kinds: of each leaf.
         count: updates of every parameter so far.
     """
@@ -164,20 +178,27 @@ class _Plan:
         one = {(leaf.dtype, leaf.device) for leaf in flat}
         dtype, device = next(iter(one))
         if len({*counts}) == len(one) == 1 and device.type in KERNELS and dtype in (torch.float32, torch.float64):
-            here = Layout(columns[0], here.structure)
             cls(here, params, columns, [*map(kind, columns[0])], counts[0]).keep(state)
 
     def keep(self, state: OptState) -> None:
         """Let it go with a state."""
         state.__dict__["_plan"] = self
 
-    def moved(self, params: PyTree, columns: list[list[Tensor]]) -> "_Plan":
+    def moved(self, params: PyTree, leaves: list[Any], columns: list[list[Tensor]]) -> "_Plan":
         """The plan after an update."""
-        return _Plan(Layout(columns[0], self.here.structure), params, columns, self.kinds, self.count + 1)
+        return _Plan(Layout(leaves, self.here.structure), params, columns, self.kinds, self.count + 1)
+
+    def placed(self, column: list[Tensor]) -> list[Any]:
+        """A new column as the parameters lie."""
+        return column if self.here.leaves is self.columns[0] else [*map(placed, column, self.here.leaves)]
 
     def fitting(self, grads: PyTree) -> list[Tensor] | None:
         """The gradients' leaves, if they are as the plan has it."""
         leaves = self.here.take(grads, "grads")
+        if self.here.leaves is not self.columns[0]:
+            if (parts := parts_of(self.here.leaves, leaves)) is None:
+                return None
+            leaves = parts[1]
         fits = (
             PLAIN_TENSORS.issuperset(map(type, leaves))
             and [*map(kind, leaves)] == self.kinds
@@ -237,6 +258,11 @@ def _apply(
         new = ([torch.view_as_complex(leaf) for leaf in column] for column in new)
     new = [list(column) for column in new]
     return [*map(_written, old, new)] if consumes and kernel else new
+
+
+def _placed_unless_same(new: list[Any], old: list[Any], lying: list[Any]) -> list[Any]:
+    """New parts where the old ones lie; what was there, where they are the same."""
+    return [like if own is was else placed(own, like) for own, was, like in zip(new, old, lying, strict=True)]
 
 
 def _written(old: list[Tensor], new: list[Tensor]) -> list[Tensor]:

@@ -98,7 +98,11 @@ def sgd(
     return leafwise(
         Settings(lr=lr, weight_decay=weight_decay, **inertia),
         Rule(
-            slots={"momentum_buffer": torch.zeros_like} if momentum else {}, numbers=numbers, leaf=leaf, leaves=leaves
+            slots={"momentum_buffer": torch.zeros_like} if momentum else {},
+            numbers=numbers,
+            leaf=leaf,
+            leaves=leaves,
+            elementwise=True,
         ),
     )
 
@@ -154,7 +158,7 @@ def lion(
 
     return leafwise(
         Settings(lr=lr, betas=betas, weight_decay=weight_decay),
-        Rule(slots={"exp_avg": torch.zeros_like}, numbers=numbers, leaf=leaf, leaves=leaves),
+        Rule(slots={"exp_avg": torch.zeros_like}, numbers=numbers, leaf=leaf, leaves=leaves, elementwise=True),
     )
 
 

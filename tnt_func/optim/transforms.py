@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tnt_func import treemath
 from tnt_func.factories import factory
+from tnt_func.meshes import parts_of, placed
 from tnt_func.optim.base import GradientTransform
 from tnt_func.optim.layout import ByPath, Layout, Predicate, layout, paths
 from tnt_func.optim.leafwise import check_not_negative, kernels
@@ -94,7 +95,7 @@ def clip_by_value(limit: Hyperparameter) -> GradientTransform:
 
         return {place: clip(grad) for place, grad in grads.items()}
 
-    return _transform(Settings(limit=limit), rule)
+    return _transform(Settings(limit=limit), rule, elementwise=True)
 
 
 @factory
@@ -129,7 +130,7 @@ def add_decayed_weights(weight_decay: Hyperparameter, *, mask: Predicate = lambd
         decays = masked(here)
         return {place: add(grad, here.leaves[place]) if decays[place] else grad for place, grad in grads.items()}
 
-    return _transform(Settings(weight_decay=weight_decay), rule)
+    return _transform(Settings(weight_decay=weight_decay), rule, elementwise=True)
 
 
 @factory
@@ -203,8 +204,13 @@ def _transform(
     settings: Settings,
     rule: Callable[[Mapping[str, Any], Grads, Layout, OptState], Grads],
     slots: Callable[[Layout], dict[str, Tensor]] = lambda here: {},
+    elementwise: bool = False,
 ) -> GradientTransform:
-    """The transform that gives the gradients which there are to a rule, with the hyper-parameters of this update."""
+    """The transform that gives the gradients which there are to a rule, with the hyper-parameters of this update.
+
+    A rule that is elementwise makes of an element what it does whatever the others are, and wherever it is: of tensors
+    that lie in parts on a mesh it is given the parts that are here.
+    """
 
     def init(params: PyTree) -> OptState:
         return settings.init(slots(layout(params)))
@@ -212,9 +218,14 @@ def _transform(
     def run(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, Mapping[str, Any]]:
         here = layout(params)
         leaves = here.take(grads, "grads")
-        values = settings.now(state, traced=settings.traced(state))
-        new = rule(values, {place: grad for place, grad in enumerate(leaves) if grad is not None}, here, state)
-        return here.give([new.get(place) for place in range(len(leaves))]), values
+        traced = settings.traced(state)
+        values, lying = settings.now(state, traced=traced), leaves
+        parts = parts_of(here.leaves, leaves) if elementwise and not traced else None
+        if parts is not None:
+            here, leaves = Layout(parts[0], here.structure), parts[1]
+        found = rule(values, {place: grad for place, grad in enumerate(leaves) if grad is not None}, here, state)
+        new = [found.get(place) for place in range(len(leaves))]
+        return here.give(new if parts is None else [*map(placed, new, lying)]), values
 
     def update(grads: PyTree, state: OptState, params: PyTree) -> tuple[PyTree, OptState]:
         new, values = run(grads, state, params)

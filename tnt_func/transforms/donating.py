@@ -13,6 +13,7 @@ Example:
     True
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,10 @@ import torch
 from torch import Tensor
 
 from tnt_func import pytree as trees
-from tnt_func.donation import donating
+from tnt_func.donation import donating, storage
 from tnt_func.errors import ConsumedError
 from tnt_func.factories import factory
+from tnt_func.meshes import here, is_laid_out
 from tnt_func.state import State
 from tnt_func.transforms.seams import Around, U, on_train_step
 from tnt_func.types import Batch, Output, PyTree
@@ -66,9 +68,9 @@ class Watched(Around):
         """The step. What it gives are tensors anew, in the same memory."""
         old = trees.tensors((state.params, state.opt_state))
         after, output = self.inner(state, batch)
-        gone = {id(leaf): leaf for leaf in old if type(leaf) in (Tensor, torch.nn.Parameter)}
-        held = {leaf.untyped_storage().data_ptr() for leaf in trees.tensors((after.params, after.opt_state))} - {0}
-        written = {at: leaf for at, leaf in gone.items() if leaf.untyped_storage().data_ptr() in held}
+        gone = {id(leaf): leaf for leaf in old if type(here(leaf)) in (Tensor, torch.nn.Parameter)}
+        held = {storage(leaf) for leaf in trees.tensors((after.params, after.opt_state))} - {0}
+        written = {at: leaf for at, leaf in gone.items() if storage(leaf) in held}
 
         def anew(leaf: Any) -> Any:
             return leaf.detach() if id(leaf) in written else leaf
@@ -78,7 +80,11 @@ class Watched(Around):
         }
         after = after.replace(**fresh)
         for leaf in written.values():
-            leaf.__class__ = Consumed
+            if is_laid_out(leaf):
+                here(leaf).__class__ = Consumed
+                leaf.__class__ = _consumed_part(type(leaf))
+            else:
+                leaf.__class__ = Consumed
         return after, output
 
 
@@ -97,6 +103,27 @@ class Consumed(Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Consumed({trees.describe(self)})"
+
+
+@functools.cache
+def _consumed_part(kind: Any) -> Any:
+    """The same of a tensor that lies on a mesh: of a kind that is not always imported."""
+
+    class ConsumedPart(kind):
+        __slots__ = ()
+        __torch_function__ = Consumed.__torch_function__
+        __repr__ = Consumed.__repr__
+
+        def to_local(self, **_: Any) -> Any:
+            return Consumed.__torch_function__(kind.to_local, ())
+
+        def full_tensor(self, **_: Any) -> Any:
+            return Consumed.__torch_function__(kind.full_tensor, ())
+
+        def redistribute(self, *_: Any, **__: Any) -> Any:
+            return Consumed.__torch_function__(kind.redistribute, ())
+
+    return ConsumedPart
 
 
 _HARMLESS = {
