@@ -122,6 +122,18 @@ def test_an_average_is_fused_and_compiled_once():
             tnt.asserts.assert_trees_equal(tnt.train(fast, STATE, SIX, max_epochs=2, fuse=4), expected)
 
 
+def test_a_rate_that_follows_a_metric_is_compiled_once_and_its_numbers_stay_numbers():
+    unit, state = tnt.supervised(nn.Linear(4, 3), F.mse_loss, tnt.optim.adamw(1e-2), key=tnt.key(0))
+    fast = tnt.compiled(unit, backend="aot_eager")
+    plateau = tnt.callbacks.reduce_lr_on_plateau("loss", patience=0, threshold=0.5)
+    options: Any = {"max_epochs": 5, "callbacks": [plateau]}
+    with tnt.asserts.assert_max_compilations(2):  # With the evaluation's.
+        got = tnt.fit(fast, state, SIX, data(5, 5), fuse=4, **options)
+    assert float(tnt.optim.get(got.opt_state, "lr")) == pytest.approx(1e-5)
+    assert [*map(type, got.memory["reduce_lr_on_plateau"].values())] == [float, int, int, int]
+    tnt.asserts.assert_trees_equal(got, tnt.fit(fast, state, SIX, data(5, 5), **options))
+
+
 def test_metrics_outside_of_the_graph_are_told_of_every_step():
     fast = tnt.compiled(UNIT.train_unit, metrics=False, backend="aot_eager")
     assert told(tnt.train_events(fast, STATE, SIX, max_epochs=1, fuse=4)) == told(

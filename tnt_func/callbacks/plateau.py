@@ -6,6 +6,7 @@ Example:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -25,6 +26,9 @@ from tnt_func.optim import get, hyperparameters, set_hyperparameters
 from tnt_func.state import State
 from tnt_func.types import Mode, PyTree
 from tnt_func.unit import Callback
+
+AT_ONCE = 4
+"""Reductions that one step carries out at most: inside a graph they are written one after another."""
 
 
 @factory
@@ -49,7 +53,8 @@ def reduce_lr_on_plateau(
     A value counts as improvement where it is better than best (1 -+ threshold), or best -+ threshold in threshold_mode
     "abs". After more than `patience` looks without one, `lr <- max(lr factor, min_lr)`, unless that is less than `eps`
     of a change. An evaluation is a read, so the decision is noted in memory, as `pending`, and carried out at the next
-    on_train_step_start: no step sees another rate than in torch.
+    on_train_step_start: no step sees another rate than in torch. Of more than four that are pending the rest are
+    carried out by the steps that follow.
 
     Args:
         monitor: the metric of the phase; with interval "step", the entry of the step's output.
@@ -91,7 +96,7 @@ def reduce_lr_on_plateau(
     watched = Monitor("reduce_lr_on_plateau", monitor, phase, interval, interval_freq)
     sign = 1.0 if mode == "max" else -1.0
 
-    def lowered(opt_state: PyTree) -> PyTree:
+    def lowered(opt_state: PyTree, due: bool | torch.Tensor = True) -> PyTree:
         groups = sum("lr" in values for values in hyperparameters(opt_state))
         each = floors * max(groups, 1) if isinstance(min_lr, int | float) else floors
         if len(each) != max(groups, 1):
@@ -102,7 +107,7 @@ def reduce_lr_on_plateau(
         for group, floor in enumerate(each):
             old = get(opt_state, "lr", group=group)
             new = torch.clamp(old * factor, min=floor)
-            opt_state = set_hyperparameters(opt_state, group=group, lr=torch.where(old - new > eps, new, old))
+            opt_state = set_hyperparameters(opt_state, group=group, lr=torch.where((old - new > eps) & due, new, old))
         return opt_state
 
     def memory(state: State) -> PyTree:
@@ -125,12 +130,13 @@ def reduce_lr_on_plateau(
         )
 
     def apply(state: State) -> State:
-        slot = state.memory[name]
-        if not slot["pending"]:
-            return state
-        opt_state = state.opt_state
-        for _ in range(slot["pending"]):
-            opt_state = lowered(opt_state)
-        return state.replace(opt_state=opt_state).remember(name, {**slot, "pending": 0})
+        slot, opt_state = state.memory[name], state.opt_state
+        pending: Any = slot["pending"]
+        if isinstance(pending, int) and not pending:
+            return state  # Between fused steps it is a tensor, at which nobody can look.
+        for place in range(AT_ONCE):
+            opt_state = lowered(opt_state, pending > place)
+        left = (pending - AT_ONCE) * (pending > AT_ONCE)
+        return state.replace(opt_state=opt_state).remember(name, {**slot, "pending": left})
 
     return Callback(name=name, memory=memory, on_train_step_start=apply, **watched.hooks(decide))

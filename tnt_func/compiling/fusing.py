@@ -8,6 +8,7 @@ Laws:
     A block is its steps, one after another: the same graph, so the same bits.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
@@ -24,7 +25,7 @@ from tnt_func.compiling.templates import Parts
 from tnt_func.donation import separated, spend
 from tnt_func.errors import ContractError, StructureError, UsageError, kind_of
 from tnt_func.state import State
-from tnt_func.types import Batch
+from tnt_func.types import Batch, PyTree
 from tnt_func.unit import Hook, TrainUnit, hook_of, links, memories
 
 Links: TypeAlias = tuple[tuple[str, Hook], ...]
@@ -95,7 +96,8 @@ class Fused(Compiled):
         Raises:
             ContractError: the step draws random numbers.
         """
-        state, told, last, done = given, list[Told](), None, 0
+        begun = state = self._with_tensors(given)
+        told, last, done = list[Told](), None, 0
         while done < len(batches):
             if self.donates:
                 state = separated(state)[0]
@@ -120,10 +122,34 @@ class Fused(Compiled):
                     spend(given)
             state, done = self._put(state, new)[0], done + steps
             told = [*told, *known] if each else known
-        return state, told
+        return self._with_numbers(state, given, begun), told
+
+    @property
+    def _hidden(self) -> list[str]:
+        """The slots that the hooks alone may read and write."""
+        return [name for name in self.slots if name not in self.own]
+
+    def _with_tensors(self, state: State) -> State:
+        """The state with what hooks count in as tensors: as numbers they would be part of the graph."""
+        slots = {name: trees.map(_as_tensor, state.memory[name]) for name in self._hidden if name in state.memory}
+        slots = {name: slot for name, slot in slots.items() if not _is_same(slot, state.memory[name])}
+        return state.replace(memory={**state.memory, **slots}) if slots else state
+
+    def _with_numbers(self, state: State, given: State, begun: State) -> State:
+        """The state with numbers where there were some before; a slot that was left alone is the very one."""
+        changed = [name for name, slot in begun.memory.items() if slot is not given.memory[name]]
+        if not changed:
+            return state
+        slots = {
+            name: given.memory[name]
+            if state.memory[name] is begun.memory[name]
+            else _as_numbers(given.memory[name], state.memory[name])
+            for name in changed
+        }
+        return state.replace(memory={**state.memory, **slots})
 
     def _inside(self, state: State, parts: Parts, merges: bool) -> Parts:
-        hidden = [SLOT + name for name in self.slots if name not in self.own]
+        hidden = [SLOT + name for name in self._hidden]
         parts = self._hooked(self.before, state, {**parts, "output": None})
         seen = {name: tree for name, tree in parts.items() if name not in hidden}
         parts = self._hooked(self.after, state, {**parts, **super()._inside(state, seen, merges)})
@@ -179,12 +205,32 @@ class Fused(Compiled):
                 if path in was and not isinstance(leaf, Tensor) and not trees.same_leaf(was[path], leaf):
                     raise ContractError(
                         f"fuse was given, and {name} changed state.memory[{slot!r}]{path}, {kind_of(leaf)}; inside a "
-                        f"block that is a tensor. Write torch.tensor(...) as its first value.{_ADVICE}"
+                        f"block that is a tensor. Write torch.tensor(...), as its first value too.{_ADVICE}"
                     )
         new = {part: getattr(after, part) for part in (*MODEL, "output")}
         if "metrics" in parts:
             new["metrics"] = after.metrics[self.phase]
         return {**new, **{SLOT + slot: after.memory[slot] for slot in slots}}
+
+
+def _as_tensor(leaf: Any) -> Any:
+    if isinstance(leaf, float):
+        return torch.tensor(leaf, dtype=torch.float64)
+    return torch.tensor(leaf) if isinstance(leaf, int) and leaf.bit_length() < 64 else leaf
+
+
+def _as_numbers(before: PyTree, after: PyTree) -> PyTree:
+    if trees.structure(before) != trees.structure(after):
+        return after
+    pairs = zip(trees.leaves(before), trees.leaves(after), strict=True)
+    leaves = [
+        type(was)(now.item()) if isinstance(was, int | float) and isinstance(now, Tensor) else now for was, now in pairs
+    ]
+    return trees.unflatten(leaves, trees.structure(after))
+
+
+def _is_same(a: PyTree, b: PyTree) -> bool:
+    return all(map(operator.is_, trees.leaves(a), trees.leaves(b)))
 
 
 class _Drawing(TorchDispatchMode):
