@@ -9,6 +9,7 @@ import pytest
 import sklearn.metrics
 import torch
 import torchmetrics
+from torch.fx.experimental.proxy_tensor import make_fx
 from torchmetrics import classification, regression
 
 import tnt_func as tnt
@@ -298,3 +299,13 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     with pytest.raises(MissingExtraError, match=r"metrics.accuracy needs torchmetrics, .* 'tnt-func\[torchmetrics\]'"):
         metrics.accuracy("binary")
+
+
+def test_the_first_update_of_all_can_be_traced():
+    metric = metrics.accuracy("multiclass", num_classes=4, validate_args=False)
+
+    def counted(scores: torch.Tensor, labels: torch.Tensor) -> Any:
+        return metric.of({"output": scores, "targets": labels}).states
+
+    traced = make_fx(counted, tracing_mode="fake")(SCORES, LABELS)
+    assert trees.equal(traced(SCORES, LABELS), counted(SCORES, LABELS))

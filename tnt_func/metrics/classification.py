@@ -133,6 +133,8 @@ def confusion_matrix(task: Task, *, preds: str = "output", target: str = "target
 def perplexity(*, ignore_index: int | None = None, preds: str = "output", target: str = "targets") -> Metric:
     """How many tokens a language model hesitates between: exp of the mean of -log p(token) over all tokens.
 
+    Which tokens count depends on labels' values, so a compiled step cannot have it.
+
     Args:
         ignore_index: the label of tokens that do not count, those of padding say.
         preds, target: entries of the step's output: logits [batch, tokens, vocabulary], and int labels [batch, tokens].

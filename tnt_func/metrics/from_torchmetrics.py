@@ -55,8 +55,8 @@ def from_torchmetrics(metric: Any, **arguments: str) -> Metric:
     Floating states are float64. The value is what `compute` gives, in the dtype that it gives it; NaN where
     nothing was seen. The metric is copied and never written to, and does not synchronise ranks.
 
-    `update` runs after the step, outside of it. Most metrics look at their inputs' values first, which waits for the
-    device; `validate_args=False` spares that.
+    `update` runs after the step, outside of it; of a compiled step it is a part, and must look at no value. Most
+    metrics look at their inputs' values first, which waits for the device; `validate_args=False` spares that.
 
     Args:
         metric: any whose states are tensors of a fixed shape.
@@ -107,7 +107,8 @@ class _Code:
         self._metric: Any = copy.deepcopy(metric)
         self._metric.reset()
         self._kind: Any = type(metric)
-        self._on: dict[torch.device, Any] = {}
+        # No trace can copy it.
+        self._on: dict[torch.device, Any] = {self._metric.device: self._metric}
         self.name: str = self._kind.__name__
         self._settings = (self._kind, _hashable(self._metric.__getstate__()))
         utilities: Any = importlib.import_module("torchmetrics.utilities")
