@@ -16,7 +16,7 @@ from tnt_func.factories import Brief, Formula, factory, said
 from tnt_func.optim import GradientTransform, Optimizer
 from tnt_func.schedules import Schedule
 
-KINDS: tuple[Any, ...] = (Optimizer, GradientTransform, Schedule, tnt.Metric, tnt.Callback)
+KINDS: tuple[Any, ...] = (Optimizer, GradientTransform, Schedule, tnt.Metric, tnt.Callback, tnt.pausing.Pause)
 
 
 def step(state: tnt.State, batch: Any) -> tuple[tnt.State, Any]:
@@ -55,6 +55,10 @@ WRITTEN: list[tuple[str, Callable[[], Any]]] = [
             schedules.warmup_stable_decay(1.0, warmup_steps=0, stable_steps=2, decay_steps=3), steps=2
         ),
     ),
+    (
+        "any_of(time_limit(3600), until(<lambda>))",
+        lambda: tnt.pausing.any_of(tnt.pausing.time_limit(seconds=3600), tnt.pausing.until(eval("lambda: True"))),
+    ),
     ("mean('loss', weight='num_samples')", lambda: metrics.mean("loss", weight="num_samples")),
     ("accuracy('binary', preds='p')", lambda: metrics.accuracy("binary", preds="p")),
     ("early_stopping('loss', patience=5)", lambda: callbacks.early_stopping("loss", patience=5)),
@@ -82,7 +86,7 @@ def makes(kind: Any) -> bool:
 
 
 def test_every_public_function_that_makes_such_a_thing_is_a_factory():
-    gathered = (tnt, optim, schedules, metrics, callbacks, transforms, tnt.ensembles, tnt.distributed)
+    gathered = (tnt, optim, schedules, metrics, callbacks, transforms, tnt.ensembles, tnt.distributed, tnt.pausing)
     found = {
         value
         for module in gathered
@@ -90,7 +94,7 @@ def test_every_public_function_that_makes_such_a_thing_is_a_factory():
         if inspect.isfunction(value) and not name.startswith("_") and makes(value.__annotations__.get("return"))
     }
     others = {value.__name__ for value in found if value.__code__ is not factory(step).__code__}
-    assert others == {"attach"} and len(found) > 50
+    assert others == {"attach", "factory"} and len(found) > 50
 
 
 def test_what_is_given_back_and_what_is_made_of_it_say_what_they_are():

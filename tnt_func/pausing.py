@@ -25,12 +25,12 @@ from types import FrameType, TracebackType
 from typing import Any, TypeAlias
 
 from tnt_func.errors import UsageError, UsageTypeError, kind_of
-from tnt_func.types import typed
+from tnt_func.factories import factory
 
 Pause: TypeAlias = Callable[[], bool]
 
 
-@typed
+@factory
 def time_limit(seconds: int | float | timedelta | None = None, *, until: datetime | None = None) -> Pause:
     """Pause when the time is up.
 
@@ -63,7 +63,7 @@ def time_limit(seconds: int | float | timedelta | None = None, *, until: datetim
     return lambda: time.monotonic() >= stop
 
 
-@typed
+@factory
 def until(predicate: Callable[[], Any]) -> Pause:
     """Pause once a predicate has held; it is not asked again.
 
@@ -93,7 +93,7 @@ def until(predicate: Callable[[], Any]) -> Pause:
     return pause
 
 
-@typed
+@factory
 def any_of(*pauses: Pause) -> Pause:
     """Pause when any of these says so.
 

@@ -31,7 +31,7 @@ from tnt_func.rng import Key
 from tnt_func.types import Generator, typed
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Elements:
     """A finite sequence of elements for each epoch: made by `source`, changed by its methods, taken by `train`.
 
@@ -41,11 +41,14 @@ class Elements:
     Example:
         >>> from tnt_func.data.sources import source
         >>> letters = source(list("abc")).repeat(2)
-        >>> len(letters), list(letters.batches(epoch=0, start=2))
-        (6, ['c', 'a', 'b', 'c'])
+        >>> letters, list(letters.batches(epoch=0, start=2))
+        (Elements(6 by Items, Repeat), ['c', 'a', 'b', 'c'])
     """
 
     stage: Stage
+
+    def __repr__(self) -> str:
+        return f"Elements({len(self)} by {', '.join(type(stage).__name__ for stage in lineage(self.stage))})"
 
     def __len__(self) -> int:
         return len(self.stage)

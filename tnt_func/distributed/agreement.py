@@ -4,11 +4,11 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from tnt_func.distributed.collectives import Exchange
 from tnt_func.distributed.world import Ranks
+from tnt_func.factories import factory
 from tnt_func.pausing import Pause
-from tnt_func.types import typed
 
 
-@typed
+@factory
 def agreed(pause_when: Pause, mesh: DeviceMesh) -> Pause:
     """Pause on every rank where one of them says so: a signal that one process gets, a clock that is ahead.
 
