@@ -52,3 +52,18 @@ def test_a_hook_that_remembers_outside_of_the_state_is_found():
     state = tnt.State(params=torch.zeros(2), key=tnt.key(0))
     with pytest.raises(LawError, match=r"law 12 \(fused\) is broken at train step_end"):
         check_fused(tnt.compiled(unit, backend="aot_eager"), state, [torch.ones(2)] * 4, fuse=2)
+
+
+def test_what_a_hook_rounds_otherwise_is_let_pass_up_to_the_tolerance():
+    traced = list[int]()
+
+    def drift(state: tnt.State) -> tnt.State:
+        traced.append(1)
+        return state.replace(params=state.params + 1e-9 * len(traced))
+
+    unit = tnt.TrainUnit(train_step=lambda state, batch: (state, {}), on_train_step_end=drift)
+    fast = tnt.compiled(unit, backend="aot_eager")
+    state = tnt.State(params=torch.zeros(2, dtype=torch.float64), key=tnt.key(0))
+    check_fused(fast, state, [torch.ones(2)] * 4, fuse=2, max_epochs=1)
+    with pytest.raises(LawError, match="Raise rtol and atol where hooks differ by rounding"):
+        check_fused(fast, state, [torch.ones(2)] * 4, fuse=2, max_epochs=1, rtol=0.0, atol=0.0)

@@ -5,7 +5,8 @@ the one before made, and the leaves of its own batch. The hooks around a step ar
 steps of a small network take minutes to compile; as torch's `scan` they are no faster than this, for it copies.)
 
 Laws:
-    A block is its steps, one after another: the same graph, so the same bits.
+    A block is its steps, one after another: the same bits where the graph is the same, which it is without hooks around
+    the step, and up to rounding where hooks are in it that were not (law 12).
 """
 
 import operator
