@@ -1,8 +1,7 @@
 """A run with everything in it that a checkpoint must carry; in processes of its own it is split, resumed and killed.
 
-python tests/checkpoint_runs.py run DIRECTORY     resume, train on, save after every step, print the last digest
-python tests/checkpoint_runs.py every DIRECTORY   save every resumable state, print the last digest
-python tests/checkpoint_runs.py split DIRECTORY   continue each of them, in one to three pieces; print the digests
+python tests/checkpoint_runs.py every DIRECTORY   save every resumable state, and begin a run; print the last digests
+python tests/checkpoint_runs.py split DIRECTORY   continue each, in one to three pieces, and the run; print the digests
 python tests/checkpoint_runs.py torture           kill -9 at random moments, resume, compare; a line each
 """
 
@@ -177,18 +176,16 @@ def _unbroken(workers: int, asynchronous: bool) -> tuple[str, float]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "every", "split", "torture"))
+    parser.add_argument("what", choices=("every", "split", "torture"))
     parser.add_argument("directory", nargs="?", type=Path)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--asynchronous", action="store_true")
-    parser.add_argument("--pause-after", type=int, default=-1)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.what == "torture":
         sys.exit(torture(given.kills, given.seed) > 0)
-    if given.what == "run":
-        print(run(given.directory, given.workers, given.asynchronous, given.pause_after))
+    states, begun = given.directory / "states", given.directory / "run"
+    if given.what == "every":
+        states.mkdir()
+        print(every(states), run(begun, pause_after=7), sep="\n")
     else:
-        found = every(given.directory) if given.what == "every" else split(given.directory)
-        print(*([found] if isinstance(found, str) else found), sep="\n")
+        print(*split(states), run(begun), sep="\n")
