@@ -1,7 +1,11 @@
 """What a History says of itself, in a terminal and in a notebook."""
 
 import math
+from typing import Any
 
+import pytest
+
+from tnt_func.errors import UsageError, UsageTypeError
 from tnt_func.observers import History, Row
 
 
@@ -26,3 +30,20 @@ def test_a_notebook_shows_the_last_rows():
 def test_html_is_escaped():
     page = History([Row(1, 0, "train", "step", {"<script>": 1.0})])._repr_html_()
     assert "<script" not in page and page.count("&lt;script&gt;") == 2
+
+
+def test_what_is_no_row_and_what_is_no_writer():
+    rows: Any
+    for rows in ("abc", [Row(1, 0, "train", "step", {}), (2, 0, "train", "step", {})]):
+        with pytest.raises(UsageTypeError, match=r"as a row; it has rows of a run. Write History\(\[Row\("):
+            History(rows)
+    history, other = History([Row(1, 0, "train", "step", {"loss": 0.5})]), History()
+    writers: Any
+    for writers in ([other, [History()]], [other, History], [print]):
+        with pytest.raises(
+            UsageTypeError, match=r"^write_to was given .*; it takes writers of rows, .* Write write_to\("
+        ):
+            history.write_to(*writers)
+    with pytest.raises(UsageError, match="twice"):
+        history.write_to(history)
+    assert (len(history), len(other)) == (1, 0)

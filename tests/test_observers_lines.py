@@ -31,8 +31,8 @@ from tnt_func.observers import (
 UNIT = tnt.TrainUnit(train_step=lambda state, batch: (state, {"loss": batch, "list": [batch]}))
 FIRST = tnt.State(params=0, key=tnt.key(0))
 PLACES: dict[str, Callable[[Path], Any]] = {
-    "csv": lambda path: recorder(csv_writer(path)),
-    "jsonl": lambda path: recorder(jsonl_writer(path)),
+    "csv": lambda path: recorder(csv_writer(path), every_n_steps=1),
+    "jsonl": lambda path: recorder(jsonl_writer(path), every_n_steps=1),
     "tensorboard": lambda path: recorder(tensorboard_writer(path), every_n_steps=1),
     "checkpointer": checkpointer,
     "predictions": lambda path: predictions(path.with_suffix(".csv"), phase="train"),

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util.tensor_util import make_ndarray
 
 import tnt_func as tnt
-from tnt_func.errors import CheckpointError, MissingExtraError, UsageError, UsageTypeError
+from tnt_func.errors import CheckpointError, MissingExtraError, UsageError
 from tnt_func.events import Event
 from tnt_func.observers import (
     History,
@@ -337,7 +337,7 @@ def test_a_full_disk_leaves_no_torn_line(tmp_path: Path, make: Any, monkeypatch:
     def write(file: int, line: bytes) -> int:
         return real(file, line) if next(calls, None) is not None else real(file, line[:5])
 
-    monkeypatch.setattr("tnt_func.observers.lines.os.write", write)
+    monkeypatch.setattr("tnt_func.lines.os.write", write)
     with pytest.raises(CheckpointError, match="the disk is full. Make room"):
         fit(FIRST, [recorder(make(tmp_path / "run"), every_n_steps=1)])
     lines = (tmp_path / "run").read_bytes().splitlines(keepends=True)
@@ -359,20 +359,6 @@ def test_a_missing_extra_is_named_before_anything_runs(monkeypatch: pytest.Monke
 def test_arguments_that_cannot_work(given: Any):
     with pytest.raises(UsageError, match="Write"):
         recorder(History(), **given)
-
-
-def test_a_recorder_has_writers():
-    with pytest.raises(UsageError, match=r"no writer; .* Write recorder\(tnt.observers.History\(\)\)"):
-        recorder()
-    with pytest.raises(
-        UsageTypeError, match=r"the class History; it takes what that makes. Write recorder\(History\(\)"
-    ):
-        recorder(History)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UsageTypeError, match="writers=<function csv_writer"):
-        recorder(csv_writer)  # pyright: ignore[reportArgumentType]
-    history = History([Row(1, 0, "train", "step", {})])
-    with pytest.raises(UsageError, match="twice. Give it once"):
-        recorder(history, History(), history)
 
 
 def test_a_recorder_that_a_run_inside_of_its_own_has_too_goes_on(tmp_path: Path):

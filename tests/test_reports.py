@@ -381,3 +381,8 @@ def test_the_shell_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture
     assert numbers(tmp_path / "both.html")["runs"] == ["one", "two"]
     assert main(["report", "nowhere"], command) == 2
     assert "UsageError" in capsys.readouterr().err
+    (tmp_path / "file").write_text("kept")
+    assert main(["report", "a", "-o", "file/report.html"], command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("CheckpointError: the report file/report.html could not be written: ")
+    assert said.endswith("-o report.html in the shell.\n") and (tmp_path / "file").read_text() == "kept"

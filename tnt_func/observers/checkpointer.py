@@ -25,8 +25,8 @@ from tnt_func.checkpoint.restoring import inspect
 from tnt_func.checkpoint.saving import make_ready, numbers, remove
 from tnt_func.errors import CheckpointError, UsageError
 from tnt_func.events import Event, refuse_a_part
+from tnt_func.lines import LOCK, Hold
 from tnt_func.observers.combinators import needs_all
-from tnt_func.observers.lines import LOCK, Hold
 from tnt_func.state import State, keep
 from tnt_func.types import Mode, Phase, typed
 

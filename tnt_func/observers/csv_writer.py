@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tnt_func.errors import UsageError
-from tnt_func.observers.lines import Lines
+from tnt_func.lines import Lines
 from tnt_func.observers.rows import FIELDS, Place, Row, tell_of_cut
 from tnt_func.types import typed
 

@@ -14,8 +14,8 @@ import torch
 
 from tnt_func.errors import UsageError
 from tnt_func.events import Event, Observer
+from tnt_func.lines import writable
 from tnt_func.observers.combinators import every, named, needs_all, on
-from tnt_func.observers.lines import writable
 from tnt_func.observers.scopes import during
 from tnt_func.types import typed
 

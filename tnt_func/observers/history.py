@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, overload
 
-from tnt_func.errors import optional
-from tnt_func.observers.rows import FIELDS, Place, Row, Writer, tell_of_cut
+from tnt_func.errors import UsageTypeError, kind_of, optional
+from tnt_func.observers.rows import FIELDS, Place, Row, Writer, check_writers, tell_of_cut
 
 BEFORE_ALL: Place = (-1, -1)
 SHOWN, LAST = 4, 10
@@ -28,6 +28,9 @@ class History(Sequence[Row]):
     Args:
         rows: to begin with.
 
+    Raises:
+        UsageTypeError: one is no `Row`.
+
     Example:
         >>> history = History([Row(1, 0, "train", "step", {"loss": 0.5}), Row(1, 1, "eval", "epoch", {"loss": 0.7})])
         >>> len(history), history[0].metrics, history[1:]
@@ -36,6 +39,12 @@ class History(Sequence[Row]):
 
     def __init__(self, rows: Iterable[Row] = ()):
         self._rows = list(rows)
+        for row in self._rows:
+            if not isinstance(row, Row):
+                raise UsageTypeError(
+                    f"History was given {kind_of(row)} as a row; it has rows of a run. Write "
+                    "History([Row(1, 0, 'train', 'step', {'loss': 0.5})]), or read_jsonl(path) for a file."
+                )
 
     def __repr__(self) -> str:
         """How many rows, of which steps, and the first numbers of the last."""
@@ -88,12 +97,16 @@ class History(Sequence[Row]):
         Args:
             writers: closed afterwards.
 
+        Raises:
+            UsageTypeError, UsageError: one is no writer, is there twice, or is this history.
+
         Example:
             >>> other = History([Row(7, 0, "train", "step", {"loss": 0.25})])
             >>> History([Row(1, 0, "train", "step", {"loss": 0.5})]).write_to(other)
             >>> [row.step for row in other]
             [1]
         """
+        check_writers("write_to", [self, *writers])
         with ExitStack() as all_of_them:
             for writer in writers:
                 all_of_them.callback(writer.close)

@@ -18,8 +18,8 @@ import os
 from pathlib import Path
 
 from tnt_func.errors import UsageError
+from tnt_func.lines import Lines
 from tnt_func.observers.history import History
-from tnt_func.observers.lines import Lines
 from tnt_func.observers.rows import Place, Row, tell_of_cut
 from tnt_func.types import typed
 

@@ -29,8 +29,8 @@ import torch
 from tnt_func import pytree as trees
 from tnt_func.errors import UsageError, kind_of, optional
 from tnt_func.events import Event, refuse_a_part
+from tnt_func.lines import Hold, writable
 from tnt_func.observers.combinators import needs_all
-from tnt_func.observers.lines import Hold, writable
 from tnt_func.types import Phase, typed
 
 ROW_GROUP = 16 * 2**20

@@ -14,17 +14,18 @@ Example:
     [(2, 'step', 0.75), (4, 'step', 0.25), (4, 'epoch', None)]
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from tnt_func import optim
 from tnt_func.ensembles.stacking import told_apart
-from tnt_func.errors import UsageError, UsageTypeError, kind_of
+from tnt_func.errors import UsageError
 from tnt_func.events import Closable, Event
 from tnt_func.observers.combinators import needs_all
 from tnt_func.observers.measures import Measure
-from tnt_func.observers.rows import Row, Writer, metrics_of
+from tnt_func.observers.rows import Row, Writer, check_writers, metrics_of
 from tnt_func.replay.marks import numbers
 from tnt_func.types import Point, PyTree, typed
 
@@ -37,7 +38,8 @@ def recorder(
 
     A row has what is one number: of a step, the entries of its output; of an epoch and an evaluation, the unit's
     metrics; and what the measures read there. Of an ensemble, "loss" is the mean of its members, and "loss.std",
-    "loss.0", "loss.1", ... are there too. Where there is no number, there is no row. A call of `train` or `fit` that
+    "loss.0", "loss.1", ... are there too. Where there is no number, there is no row; a warning says so where training
+    leaves none at all. A call of `train` or `fit` that
     begins where the rows already have been cuts those after that place; `evaluate` and `predict` on their own add to
     them.
 
@@ -71,13 +73,7 @@ def recorder(
             "recorder() was given no writer; it gives the rows of a run to writers. Write "
             "recorder(tnt.observers.History()), say."
         )
-    for index, writer in enumerate(writers):
-        if isinstance(writer, type):
-            raise UsageTypeError(
-                f"recorder was given {kind_of(writer)}; it takes what that makes. Write recorder({writer.__name__}())."
-            )
-        if any(writer is other for other in writers[:index]):
-            raise UsageError(f"recorder was given {writer!r} twice; it would have each row twice. Give it once.")
+    check_writers("recorder", writers)
     if every_n_steps < 1:
         raise UsageError(
             f"recorder(every_n_steps={every_n_steps}) was given; it is at least 1. Write every_n_steps=50."
@@ -101,7 +97,7 @@ class Recorder:
     ):
         self._writers, self._every, self._hyperparameters = writers, every_n_steps, hyperparameters
         self._measures = measures
-        self._opened = False
+        self._opened = self._wrote = self._was_due = False
 
     def __repr__(self) -> str:
         return f"recorder({', '.join(map(repr, self._writers))})"
@@ -147,20 +143,29 @@ class Recorder:
             writer.open((progress.steps, progress.epochs) if training else None)
 
     def close(self) -> None:
-        """Close the writers, and the measures that can be closed."""
-        self._opened = False
+        """Close the writers, and the measures that can be closed. Warn where there was nothing to write."""
+        empty, self._opened, self._wrote, self._was_due = self._was_due and not self._wrote, False, False, False
         with ExitStack() as all_of_them:
             for measure in reversed(self._measures):
                 if isinstance(measure, Closable):
                     all_of_them.callback(measure.close)
             for writer in reversed(self._writers):
                 all_of_them.callback(writer.close)
+        if empty:
+            warnings.warn(
+                f"{self!r} had nothing to write: no output of a step that was due, by every_n_steps={self._every}, and "
+                "no metric of the unit was one number. Return {'loss': loss} from train_step with every_n_steps=1, "
+                "or TrainUnit(..., metrics={'loss': tnt.metrics.mean('loss')}).",
+                stacklevel=2,
+            )
 
     def _write(self, event: Event, kind: Any, metrics: Mapping[str, float]) -> None:
         for measure in self._measures:
             metrics = {**metrics, **measure.read(event)}
+        self._was_due |= event.phase == "train"
         if not metrics:
             return
+        self._wrote = True
         progress = event.state.progress.train
         row = Row(progress.steps, progress.epochs, event.phase, kind, metrics)
         if not self._opened:

@@ -11,10 +11,11 @@ Example:
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from tnt_func.checkpoint.saving import numbers
+from tnt_func.errors import UsageError, UsageTypeError, kind_of
 from tnt_func.events import Event
 from tnt_func.types import Phase
 
@@ -83,6 +84,28 @@ class Writer(Protocol):
     def close(self) -> Any:
         """Release what is held."""
         ...
+
+
+def check_writers(user: str, writers: Sequence[object]) -> None:
+    """Refuse what is no writer, or there twice.
+
+    Raises:
+        UsageTypeError: one is something else: a class, say, and not what it makes.
+        UsageError: one is there twice.
+
+    Example:
+        >>> check_writers("recorder", [print])
+        Traceback (most recent call last):
+        tnt_func.errors.UsageTypeError: recorder was given a builtin_function_or_method; it takes writers ...
+    """
+    for index, writer in enumerate(writers):
+        if isinstance(writer, type) or not isinstance(writer, Writer):
+            raise UsageTypeError(
+                f"{user} was given {kind_of(writer)}; it takes writers of rows, one after the other. Write "
+                f"{user}(tnt.observers.History(), tnt.observers.csv_writer('run.csv')), say."
+            )
+        if any(writer is other for other in writers[:index]):
+            raise UsageError(f"{user} was given {writer!r} twice; it would have each row twice. Give it once.")
 
 
 def tell_of_cut(count: int, where: object, place: Place | None) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tnt_func.errors import optional
-from tnt_func.observers.lines import LOCK, Hold, append, overwrite, writable
+from tnt_func.lines import LOCK, Hold, append, overwrite, writable
 from tnt_func.observers.rows import Place, Row, tell_of_cut
 from tnt_func.observers.scalars import scalars
 from tnt_func.observers.tensorboard_records import record, records

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from tnt_func.errors import UsageError
+from tnt_func.errors import CheckpointError, UsageError
 from tnt_func.reports.comparing import Parting, first_difference
 from tnt_func.reports.reading import Run, read
 from tnt_func.reports.series import HYPERPARAMETERS, POINTS, Band, Series, averaged, bands, thinned
@@ -69,7 +69,7 @@ def report(
 
     Raises:
         UsageError: no run is given, a directory has nothing of a run, names do not match, or the path is a directory.
-        CheckpointError: a record is damaged.
+        CheckpointError: a record is damaged, or the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -92,8 +92,15 @@ def report(
             f"path={str(path)!r} was given, which is a directory; a report is one file. Write "
             f"path={str(path / 'report.html')!r}."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(read_runs, title), encoding="utf-8")
+    content = page(read_runs, title)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"the report {path} could not be written: {error.strerror}. Make room, or give a path that can be written "
+            "to: path='report.html', or -o report.html in the shell."
+        ) from error
     return path
 
 
