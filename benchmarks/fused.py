@@ -1,8 +1,12 @@
 """Fused steps beside the same compiled steps one by one, and `jax.lax.scan` beside `jax.jit`.
 
 AdamW, float32, CPU, one thread; states are donated. Every contestant takes the same batches for the same number of
-steps in every round, in an order that rotates; figures are medians over rounds of the time a step, with the quartiles,
-and of its ratio to its own peer one by one within the round. JAX's batches are stacked before the clock starts.
+steps in every round, in an order that rotates; figures are medians over rounds of the CPU time a step, with the
+quartiles, and of its ratios within the round: to its own peer one by one, and to `jax.lax.scan`. JAX's batches are
+stacked before the clock starts. What is watched has an observer that is told of every step, and does nothing.
+
+    python benchmarks/fused.py                             everything
+    python benchmarks/fused.py "MLP 64-32-32-10, batch 32" one case
 """
 
 import itertools
@@ -10,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -21,7 +25,7 @@ from torch.nn import functional as F
 
 import tnt_func as tnt
 
-ROUNDS = 9
+ROUNDS = 15
 STEPS = {"MLP 64-32-32-10, batch 32": 400, "conv net 1x28x28, batch 32": 100}
 Run = Callable[[], float]
 """Takes the steps of a round and returns the seconds that each of them took."""
@@ -30,20 +34,21 @@ Run = Callable[[], float]
 def ours(name: str, data: list[Any], sizes: tuple[int, ...]) -> dict[str, Run]:
     torch.manual_seed(0)
     unit, first = tnt.supervised(CASES[name][0](), F.cross_entropy, tnt.optim.adamw(LR), key=tnt.key(0))
-    begun = time.perf_counter()
+    begun = time.process_time()
     fast = tnt.donate(tnt.compiled(unit, form="step")).train_unit
     tnt.train(fast, first, data, max_steps=2)
-    print(f"compiled in {time.perf_counter() - begun:.0f} s, the one graph for every k")
+    print(f"compiled in {time.process_time() - begun:.0f} s, the one graph for every k")
 
-    def run(fuse: int) -> Run:
+    def run(fuse: int, observers: Sequence[tnt.Observer] = ()) -> Run:
         def train() -> float:
-            begun = time.perf_counter()
-            tnt.train(fast, first, data, max_steps=len(data), fuse=fuse)
-            return (time.perf_counter() - begun) / len(data)
+            begun = time.process_time()
+            tnt.train(fast, first, data, max_steps=len(data), fuse=fuse, observers=observers)
+            return (time.process_time() - begun) / len(data)
 
         return train
 
-    return {f"fuse={fuse}" if fuse > 1 else "one by one": run(fuse) for fuse in sizes}
+    runs = {f"fuse={fuse}" if fuse > 1 else "one by one": run(fuse) for fuse in sizes}
+    return runs | {f"fuse={sizes[-1]}, watched": run(sizes[-1], [lambda event: None])}
 
 
 def scanned(name: str, data: list[Any], k: int) -> dict[str, Run]:
@@ -94,21 +99,21 @@ def scanned(name: str, data: list[Any], k: int) -> dict[str, Run]:
         (jnp.stack([x for x, _ in part]), jnp.stack([y for _, y in part]))
         for part in (batches[at : at + k] for at in range(0, len(batches), k))
     ]
-    begun = time.perf_counter()
+    begun = time.process_time()
     carry = (params, optimizer.init(params))
     carry, _ = one(carry, batches[0])
     carry, last = block(carry, blocks[0])
     jax.block_until_ready(last)
-    print(f"jax compiled in {time.perf_counter() - begun:.0f} s")
+    print(f"jax compiled in {time.process_time() - begun:.0f} s")
 
     def run(function: Any, given: list[Any]) -> Run:
         def train() -> float:
             nonlocal carry, last
-            begun = time.perf_counter()
+            begun = time.process_time()
             for batch in given:
                 carry, last = function(carry, batch)
             jax.block_until_ready((carry, last))
-            return (time.perf_counter() - begun) / len(data)
+            return (time.process_time() - begun) / len(data)
 
         return train
 
@@ -131,15 +136,19 @@ def spread(values: list[float], form: str) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     for name, steps in STEPS.items():
+        if sys.argv[1:] not in ([], [name]):
+            continue
         print(f"\n{name}, {steps} steps a round, {ROUNDS} rounds")
         data = [CASES[name][1]() for _ in range(steps)]
-        runs = ours(name, data, (1, 10, 100)) | ({} if "--alone" in sys.argv else scanned(name, data, 100))
-        times = measured(runs)
+        times = measured(ours(name, data, (1, 10, 100)) | scanned(name, data, 100))
         for contestant, its in times.items():
-            peer = times["jax.jit" if "jax" in contestant or "scan" in contestant else "one by one"]
-            ratios = [a / b for a, b in zip(its, peer, strict=True)]
+            one = times["jax.jit" if "jax" in contestant or "scan" in contestant else "one by one"]
+            of_one, of_scan = (
+                spread([a / b for a, b in zip(its, peer, strict=True)], ".2f") for peer in (one, times["lax.scan(100)"])
+            )
             print(
-                f"{contestant:>14}: {spread([1e6 * t for t in its], '.0f')} us, {spread(ratios, '.2f')} of one by one"
+                f"{contestant:>17}: {spread([1e6 * t for t in its], '.0f')} us, least {1e6 * min(its):.0f}; "
+                f"{of_one} of one by one, {of_scan} of lax.scan"
             )
 
 
