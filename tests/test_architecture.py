@@ -17,7 +17,7 @@ import tnt_func
 
 ROOT = Path(__file__).parent.parent
 MODULES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorted(ROOT.glob("tnt_func/**/*.py"))}
-FLOORS_6_AND_7 = {"checkpoint", "pausing", "replay", "distributed", "reports", "observers", "testing"}
+FLOORS_6_AND_7 = {"checkpoint", "lines", "pausing", "replay", "distributed", "reports", "observers", "testing"}
 BROUGHT_IN = set(
     "arguments asserts callbacks compiling compose data descent donation errors events factories gradients loop "
     "meshes metrics model optim progress pytree recipes rng runs schedules state transforms transitions treemath "

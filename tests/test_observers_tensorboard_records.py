@@ -32,7 +32,7 @@ def test_a_full_disk_leaves_no_torn_record(tmp_path: Path, monkeypatch: pytest.M
         return real(file, content[: left.pop(0)] if left else content)
 
     real, row = os.write, Row(1, 0, "train", "step", {"loss": 1.0})
-    monkeypatch.setattr("tnt_func.observers.lines.os.write", write)
+    monkeypatch.setattr("tnt_func.lines.os.write", write)
     writer = tensorboard_writer(tmp_path)
     writer.open((0, 0))
     for short in ([5], [100], [], [7], [0], []):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint_runs import forked
 from replay_runs import COUNTING, LOADER, OPTIONS, START, TRAIN, steps, trained
 
 import tnt_func as tnt
@@ -142,12 +143,24 @@ def test_a_full_disk_fails_the_run_and_leaves_what_can_be_resumed(tmp_path: Path
         return write(file, line[:9] if b'"step":7,' in line else line)
 
     write = os.write
-    monkeypatch.setattr("tnt_func.replay.recording.os.write", filling)
+    monkeypatch.setattr("tnt_func.lines.os.write", filling)
     with pytest.raises(CheckpointError, match="could not be written: the disk is full"):
         trained(tmp_path, **CADENCE)
     monkeypatch.undo()
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
     resumed(tmp_path)
+    assert steps(tmp_path) == list(range(1, 16))
+
+
+def test_one_process_at_a_time_records_to_a_directory(tmp_path: Path):
+    said: list[str] = []
+
+    def other(event: tnt.Event) -> None:
+        if event.point == "step_end" and event.state.progress.train.steps == 7:
+            said.append(forked(lambda: trained(tmp_path))[0])
+
+    tnt.train(TRAIN, START, LOADER, **OPTIONS, observers=[record(tmp_path), other])
+    assert len(said) == 1 and "is being written by another process" in said[0]
     assert steps(tmp_path) == list(range(1, 16))
 
 

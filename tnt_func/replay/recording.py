@@ -21,6 +21,7 @@ from tnt_func.checkpoint.listing import checkpoints, place, save_in
 from tnt_func.checkpoint.saving import make_ready, remove
 from tnt_func.errors import CheckpointError, UsageError, UsageTypeError
 from tnt_func.events import Event, refuse_a_part
+from tnt_func.lines import append, owned
 from tnt_func.replay.marks import mark_of_batch, marks, numbers, row_numbers
 from tnt_func.replay.rows import CHECKPOINTS, ROWS, Directory, Lineage, Record, line
 from tnt_func.state import State, digest
@@ -160,15 +161,10 @@ class Recording:
         progress = state.progress.train
         text = line({"step": progress.steps, "epoch": progress.epochs, **values})
         try:
-            written, reason = os.write(self._file, text), "the disk is full"
-        except OSError as error:
-            written, reason = 0, error
-        if written != len(text):
-            self._last = None  # Nothing may follow a torn line.
-            raise CheckpointError(
-                f"a line of {self.directory / ROWS} could not be written: {reason}. Make room; the run goes on from "
-                "its latest checkpoint."
-            )
+            append(self._file, text, self.directory / ROWS)
+        except CheckpointError:
+            self._last = None  # Where a row does not fit, no checkpoint will.
+            raise
 
     def _named(self, state: State) -> dict[str, Any]:
         """The digest of a state and the marks of its leaves."""
@@ -201,6 +197,8 @@ class Recording:
                     count -= 1  # Nothing came of it.
                 self._check(known, count, here, named, first)
                 end, continues = known.ends[count - 1] if count else 0, _continues(known, count, here, named)
+            # Read before it is owned: a process that closes a file gives up its lock.
+            self._file = owned(self.directory / ROWS, self.directory, "Record to another directory.")
             # Checkpoints first: rows without their checkpoint can be read, and resumed from the one before.
             later = [path for path in checkpoints(folder) if place(path)[:2] > here]
             if later:
@@ -211,7 +209,6 @@ class Recording:
                 )
             for path in reversed(later):
                 remove(path)
-            self._file = os.open(self.directory / ROWS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.ftruncate(self._file, end)
         except OSError as error:
             if isinstance(error, CheckpointError):
