@@ -7,6 +7,7 @@ data ended early, or that took another branch, is an error with a name, and not 
 import functools
 import math
 import zlib
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ _HEAD, _AXES = 3, 8
 # The names that torch 2.13 gives them; the older ones warn there.
 all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_copy_all: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Exchange:
@@ -60,8 +62,8 @@ class Exchange:
 
     def __init__(self, ranks: Ranks, point: str, count: int, numbers: Sequence[float]):
         self._ranks, self._numbers = ranks, [float(POINTS.index(point)), float(count), float(len(numbers)), *numbers]
-        first = self._numbers[:ROOM] + [0.0] * (ROOM - len(self._numbers))
-        self._work, self._rows = gathering(ranks, torch.tensor(first, dtype=torch.float64))
+        first = array("d", self._numbers[:ROOM] + [0.0] * (ROOM - len(self._numbers)))
+        self._work, self._rows = gathering(ranks, torch.frombuffer(first, dtype=torch.float64))
 
     def wait(self) -> list[list[float]]:
         """The numbers of every rank, in rank order.
@@ -71,10 +73,11 @@ class Exchange:
         """
         together("an exchange of numbers", self._work.wait)
         found = self._rows.tolist()
-        heads = [tuple(map(int, row[:_HEAD])) for row in found]
-        if len(set(heads)) > 1:
+        heads = [row[:_HEAD] for row in found]
+        if heads.count(heads[0]) < len(heads):
             said = "; ".join(
-                f"rank {rank} at {POINTS[at]} {n}, with {k} numbers" for rank, (at, n, k) in enumerate(heads)
+                f"rank {rank} at {POINTS[int(at)]} {n:.0f}, with {k:.0f} numbers"
+                for rank, (at, n, k) in enumerate(heads)
             )
             raise RankError(
                 f"ranks are at different points: {said}. They take the same steps and report the same entries. Give "
@@ -135,8 +138,8 @@ class Scalars:
             mine = torch.stack([torch.as_tensor(x).to(device, torch.float64, non_blocking=True) for x in values])
             self._work, self._rows = gathering(ranks, mine)
 
-    def wait(self) -> tuple[list[list[float]], Tensor]:
-        """Facts, by rank, and values: float64 [ranks, values].
+    def wait(self) -> tuple[list[list[float]], list[list[float]] | Tensor]:
+        """Facts, by rank, and values, by rank: where those are of a device, float64 [ranks, values] there.
 
         Raises:
             RankError: names differ.
@@ -150,7 +153,7 @@ class Scalars:
             )
         facts = [row[1 : self._facts] for row in found]
         if self._work is None:
-            return facts, torch.tensor([row[self._facts :] for row in found], dtype=torch.float64)
+            return facts, [row[self._facts :] for row in found]
         together("an exchange of numbers", self._work.wait)
         return facts, self._rows
 
@@ -211,8 +214,8 @@ class Sums:
         for places, dtype, device in buckets(like):
             flat = torch.empty(sum(like[place].numel() for place in places), dtype=dtype, device=device)
             views = _views(flat, [like[place] for place in places])
-            for place, view in zip(places, views, strict=True):
-                weighted(tensors[place], share, view)
+            _fill(flat, views, [tensors[place] for place in places], share)
+            for place in places:
                 tensors[place] = None
             self._buckets.append((places, views, together("a sum over ranks", _all_reduce, flat, ranks)))
 
@@ -228,6 +231,18 @@ class Sums:
 
 def _all_reduce(flat: Tensor, ranks: Ranks) -> Any:
     return dist.all_reduce(flat, group=ranks.group, async_op=True)
+
+
+def _fill(flat: Tensor, views: list[Tensor], tensors: list[Tensor | None], share: Any) -> None:
+    """Put tensors, times their share, where they are to be; what is not there is nothing."""
+    if len(views) == 1:
+        return weighted(tensors[0], share, views[0])
+    there = [(view, tensor) for view, tensor in zip(views, tensors, strict=True) if tensor is not None]
+    if len(there) < len(views):
+        flat.zero_()
+    if there:
+        _copy_all(*map(list, zip(*there, strict=True)))
+    weighted(flat, share, flat)
 
 
 def weighted(tensor: Tensor | None, share: Any, out: Tensor) -> None:
@@ -254,15 +269,16 @@ def buckets(like: Sequence[Tensor], widened: bool = True) -> list[tuple[list[int
             full.append(([place], *kind))
             continue
         places, before = open_ones.get(kind, ([], 0))
-        open_ones[kind] = [*places, place], before + size
+        places.append(place)
+        open_ones[kind] = places, before + size
         if before + size >= BUCKET:
             full.append((open_ones.pop(kind)[0], *kind))
     return [*full, *((places, *kind) for kind, (places, _) in open_ones.items())]
 
 
 def _views(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    parts = flat.split([tensor.numel() for tensor in like])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+    parts = torch.split_with_sizes(flat, [tensor.numel() for tensor in like])
+    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 
 
 def broadcast(ranks: Ranks, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -5,7 +5,8 @@ Laws:
     is what one process would have: means weighted, weights and sums added up, rows joined in the order of the batch.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +44,8 @@ class Sharing:
         entries = self.told_apart(output)
         scalars = Scalars(self.ranks, point, count, entries.names, [], [output[self.weight], *entries.numbers.values()])
         _, values = scalars.wait()
-        return self.whole(output, entries, *averaged(values[:, 0], values[:, 1:]))
+        means, sums = averaged(values)
+        return self.whole(output, entries, means[1:], sums[1:])
 
     def told_apart(self, output: Output) -> "Entries":
         """The entries that are numbers, and those that have rows.
@@ -74,19 +76,19 @@ class Sharing:
                 )
         return entries
 
-    def whole(self, output: Output, entries: "Entries", means: Tensor, sums: Tensor) -> Output:
+    def whole(self, output: Output, entries: "Entries", means: Sequence[Any], sums: Sequence[Any]) -> Output:
         """The output of the whole batch.
 
         Args:
             output: of this rank's part.
             entries: that it has.
-            means, sums: of the numbers, over ranks: float64 [numbers].
+            means, sums: of the numbers, over ranks, as of `averaged`.
         """
         numbers = {
-            name: _like(total if name in self.summed else mean, value)
-            for (name, value), mean, total in zip(entries.numbers.items(), means.unbind(), sums.unbind(), strict=True)
+            name: like(total if name in self.summed else mean, value)
+            for (name, value), mean, total in zip(entries.numbers.items(), means, sums, strict=True)
         }
-        found = {**numbers, **({} if self.merged else joined(self.ranks, entries.rows))}
+        found = {**numbers, **(joined(self.ranks, entries.rows) if entries.rows and not self.merged else {})}
         ordered = {name: found[name] for name in output if name in found}
         return {**ordered, **self._accumulated(output)}
 
@@ -98,6 +100,8 @@ class Sharing:
 
     def _accumulated(self, output: Output) -> dict[str, Any]:
         """An accumulator of the whole batch for each metric that is merged."""
+        if not self.merged:
+            return {}
         with torch.no_grad():
             own = {name: metric.of(output) for name, metric in self.merged.items()}
         if taken := own.keys() & output.keys():
@@ -132,16 +136,35 @@ class Entries:
         return *self.numbers, *self.rows
 
 
-def averaged(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and sums over ranks: float64 [values] each. What weighs nothing counts for nothing in a mean.
+def averaged(values: Sequence[Sequence[float]] | Tensor) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Means and sums over ranks of every column, the first of which has the weights.
+
+    What weighs nothing counts for nothing in a mean, be it NaN. Numbers of the host become numbers, without a kernel
+    for each of them; those of a device, [ranks, columns], become 0-d tensors.
 
     Example:
-        >>> averaged(torch.tensor([1.0, 3.0]), torch.tensor([[4.0], [8.0]]))
-        (tensor([7.]), tensor([12.]))
+        >>> averaged([[1.0, 4.0], [3.0, 8.0]])
+        ([2.5, 7.0], [4.0, 12.0])
+        >>> averaged(torch.tensor([[1.0, 4.0], [0.0, torch.nan]]))[0]
+        (tensor(1.), tensor(4.))
     """
-    weights = weights[:, None]
-    parts = torch.where(weights > 0, weights * values, 0.0)
-    return parts.sum(0) / weights.sum(), values.sum(0)
+    if isinstance(values, Tensor):
+        weights = values[:, :1]
+        means = torch.where(weights > 0, weights * values, 0.0).sum(0) / weights.sum()
+        return means.unbind(), values.sum(0).unbind()
+    sums = [sum(column) for column in zip(*values, strict=True)]
+    parts = ([row[0] * x for x in row] for row in values if row[0] > 0)
+    return [over(sum(column), sums[0]) for column in zip([0.0] * len(sums), *parts, strict=True)], sums
+
+
+def over(part: Any, total: Any) -> Any:
+    """A part of a total; of numbers as of tensors, where there is nothing to divide by it is NaN.
+
+    Example:
+        >>> over(1.0, 4.0), over(0.0, 0.0)
+        (0.25, nan)
+    """
+    return part / total if isinstance(total, Tensor) or total else math.nan
 
 
 def joined(ranks: Ranks, tree: PyTree) -> PyTree:
@@ -190,5 +213,14 @@ def _is_whole(value: Tensor) -> bool:
     return not value.is_floating_point()
 
 
-def _like(number: Tensor, value: Any) -> Any:
-    return number.to(value.dtype) if isinstance(value, Tensor) else type(value)(number.item())
+def like(number: Any, value: Any) -> Any:
+    """A number, or a 0-d tensor, of the type that another one has.
+
+    Example:
+        >>> like(2.0, 3), like(2.0, torch.ones((), dtype=torch.float16))
+        (2, tensor(2., dtype=torch.float16))
+    """
+    if not isinstance(value, Tensor):
+        return type(value)(number.item() if isinstance(number, Tensor) else number)
+    wide = number if isinstance(number, Tensor) else torch.scalar_tensor(number, dtype=torch.float64)
+    return wide.to(value.dtype)

@@ -25,7 +25,7 @@ Example:
     6
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -39,7 +39,7 @@ from tnt_func.compiling.steps import Compiled, Gradients
 from tnt_func.descent import Descent, Differentiate, Objective, Slope
 from tnt_func.distributed.batchnorm import Begun, check_same, checksums, synchronised
 from tnt_func.distributed.collectives import Exchange, Scalars
-from tnt_func.distributed.outputs import Sharing, averaged, check_rows, joined, of_step
+from tnt_func.distributed.outputs import Sharing, averaged, check_rows, joined, like, of_step, over
 from tnt_func.distributed.shards import gather, laid_like, lies_out, settled, settled_like, summed
 from tnt_func.distributed.world import Ranks
 from tnt_func.errors import ContractError, UsageError
@@ -57,6 +57,7 @@ IN_A_GRAPH = (
     "a step of data_parallel was traced, by tnt.compiled or torch.func; ranks talk to each other in it, which is in no "
     "graph. Apply data_parallel last: tnt.distributed.data_parallel(tnt.compiled(unit), mesh)."
 )
+R = TypeVar("R")
 U = TypeVar("U", TrainUnit, EvalUnit, PredictUnit, FitUnit)
 
 
@@ -182,11 +183,14 @@ def _ends_together(ranks: Ranks, phase: Phase) -> Hook:
     return agree
 
 
-def _key(ranks: Ranks, state: State, phase: Phase) -> rng.Key:
-    """What a rank draws from in a step."""
-    return rng.fold_in(
-        rng.fold_in(rng.fold_in(state.key, f"{phase} on rank"), ranks.rank), state.progress.of(phase).steps
-    )
+def _drawing(
+    ranks: Ranks, state: State, phase: Phase, draws: tuple[Generator, ...], function: Callable[..., R], *args: Any
+) -> R:
+    """Call what draws, in a step, from what is this rank's own."""
+    if not draws:
+        return function(*args)
+    key = rng.fold_in(rng.fold_in(state.key, f"{phase} on rank"), ranks.rank)
+    return rng.drawing(rng.fold_in(key, state.progress.of(phase).steps), draws, False, function, *args)
 
 
 @dataclass(frozen=True)
@@ -206,10 +210,9 @@ class Averaged(OnceAStep):
             slope = self._of_part(objective, params, state, batch)
             self._changed(state.buffers, slope.buffers)
             return slope._replace(output=self.sharing.alone(slope.output), grads=laid_like(slope.grads, params))
-        key = _key(self.sharing.ranks, state, "train")
-        return self._of_all(
-            rng.drawing(key, self.draws, False, self._of_part, objective, params, state, batch), layout(params), state
-        )
+        ranks, args = self.sharing.ranks, (objective, params, state, batch)
+        slope = _drawing(ranks, state, "train", self.draws, self._of_part, *args)
+        return self._of_all(slope, layout(params), state)
 
     def _of_part(self, objective: Objective, params: PyTree, state: State, batch: Batch) -> Slope:
         """The slope of this rank's part of the batch, in whole tensors."""
@@ -230,29 +233,32 @@ class Averaged(OnceAStep):
         slope, count = slope._replace(grads=None), len(grads)
         buffers, structure = trees.flatten(slope.buffers) if places else ([], None)
         # A parameter has a gradient where any rank has found one.
-        found = _as_words([grad is not None for grad in grads])
+        missing = [grad is None for grad in grads]
+        words = _as_words(missing) if any(missing) else [0.0] * -(-count // 32)
         seen = checksums(state, slope.buffers) if whole else {}
         values = [weight, slope.value, *entries.numbers.values()]
-        facts = [*found, *seen.values()]
         keys = here.structure if type(here.structure) is tuple else paths(here)
         names = (*keys, *entries.names)
-        words, numbers = Scalars(ranks, "train step", state.progress.train.steps, names, facts, values).wait()
-        check_same([*seen], [each[len(found) :] for each in words])
-        weights = numbers[:, 0]
-        share = (torch.ones_like(weights) if whole else weights)[ranks.rank] / weights.sum()
-        like = [*here.leaves, *(buffers[place] for place in places)]
+        facts = [*words, *seen.values()]
+        told, numbers = Scalars(ranks, "train step", state.progress.train.steps, names, facts, values).wait()
+        check_same([*seen], [each[len(words) :] for each in told])
+        means, sums = averaged(numbers)
+        share = over(1.0 if whole else numbers[ranks.rank][0], sums[0])
+        lies = [*here.leaves, *(buffers[place] for place in places)]
         # The gradients are held by this list alone, which lets go of them.
-        grads += like[count:]
-        new = summed(ranks, grads, like, share.item() if share.device.type == "cpu" else share)
+        grads += lies[count:]
+        new = summed(ranks, grads, lies, share)
         for place, mean in zip(places, new[count:], strict=True):
             buffers[place] = mean
-        had = [any(ranked) for ranked in zip(*(_as_flags(each, count) for each in words), strict=True)]
-        means, sums = averaged(weights, numbers[:, 1:])
+        new = new[:count]
+        if any(missing):
+            missed = zip(*(_as_flags(each, count) for each in told), strict=True)
+            new = [None if all(ranked) else grad for ranked, grad in zip(missed, new, strict=True)]
         return Slope(
-            means[0].to(slope.value),
+            like(means[1], slope.value),
             trees.unflatten(buffers, structure) if structure else slope.buffers,
-            sharing.whole(slope.output, entries, means[1:], sums[1:]),
-            here.give([grad if there else None for grad, there in zip(new, had, strict=False)]),
+            sharing.whole(slope.output, entries, means[2:], sums[2:]),
+            here.give(new),
         )
 
     def _changed(self, before: PyTree, after: PyTree) -> list[int]:
@@ -303,8 +309,7 @@ class Whole(Around):
         if ranks.size == 1:
             after, output = self.inner(whole, batch)
         else:
-            key = _key(ranks, state, self.phase)
-            after, output = rng.drawing(key, self.draws, False, self.inner, whole, batch)
+            after, output = _drawing(ranks, state, self.phase, self.draws, self.inner, whole, batch)
         after = after.replace(
             params=state.params if after.params is whole.params else after.params,
             memory=state.memory if after.memory is whole.memory else after.memory,
