@@ -20,6 +20,12 @@ settings.load_profile("default")
 
 
 @pytest.fixture(autouse=True)
+def torch_begins_alike() -> None:
+    """Weights that a test leaves to chance are the same wherever it runs, and whatever has run there before it."""
+    torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def doctests_draw_alike(request: pytest.FixtureRequest) -> Iterator[None]:
     """A docstring shows what Hypothesis found, and from another seed it may find, or shrink to, something else."""
     if not isinstance(request.node, pytest.DoctestItem):
