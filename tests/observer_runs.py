@@ -41,6 +41,8 @@ def resumed(directory: Path, turn: random.Random, dies: tuple[int, float] | None
 
     def killer(event: tnt.Event) -> None:
         if dies is not None and next(left) == dies[0]:
+            if dies[1] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
             threading.Timer(dies[1], os.kill, (os.getpid(), signal.SIGKILL)).start()
 
     def columns(event: tnt.Event) -> Any:
@@ -74,8 +76,10 @@ def resumed(directory: Path, turn: random.Random, dies: tuple[int, float] | None
 def main(directory: Path, kills: int, seed: int) -> None:
     turn = random.Random(seed)
     forked(lambda: MlflowClient(f"sqlite:///{directory}/runs.db").search_experiments())  # It takes seconds to make.
-    for _ in range(kills):
-        order, dies = random.Random(turn.random()), (turn.randrange(EVENTS), turn.choice((0, turn.uniform(0, 0.03))))
+    for number in range(kills):
+        # The first run has not ended by then; later ones may have.
+        at, after = turn.randrange(EVENTS), turn.choice((0, turn.uniform(0, 0.03))) if number else 0
+        order, dies = random.Random(turn.random()), (at, after)
         said, _ = forked(lambda order=order, dies=dies: resumed(directory, order, dies))
         last = tnt.checkpoint.latest(directory / "checkpoints")
         print(f"{dies[1]:.3f} s after event {dies[0]}: {said or 'killed'}, latest {last.name if last else 'none'}")
