@@ -61,8 +61,9 @@ def follows_torchtnt(values: list[float], given: dict[str, Any], theirs: dict[st
     return True
 
 
+# Of the differences below, the rarest shows in one stream of twenty-five.
 @needs_torchtnt
-@settings(max_examples=1_000)
+@settings(max_examples=600)
 @given(streams, stopping)
 def test_early_stopping_is_torchtnts(values: list[float], given: dict[str, Any]):
     assert follows_torchtnt(values, given)
@@ -102,7 +103,8 @@ def follows_torch(values: list[float], given: dict[str, Any], seed: int, theirs:
         rates = [float(values["lr"]) for values in optim.hyperparameters(applied.opt_state)]
         if rates != [group["lr"] for group in imperative.param_groups]:
             return False
-        state = applied if steps.random() < 0.5 else state
+        # A step carries out no more than four, and torch all at once: here one comes in time.
+        state = applied if steps.random() < 0.5 or state.memory["reduce_lr_on_plateau"]["pending"] == 4 else state
     slot = state.memory["reduce_lr_on_plateau"]
     kept = {"best": scheduler.best, "num_bad_epochs": scheduler.num_bad_epochs}
     return all(slot[name] == value for name, value in kept.items()) and (
@@ -110,7 +112,7 @@ def follows_torch(values: list[float], given: dict[str, Any], seed: int, theirs:
     )
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=600)
 @given(streams, plateaus, st.integers(0, 99))
 def test_reduce_lr_on_plateau_is_torchs(values: list[float], given: dict[str, Any], seed: int):
     assert follows_torch(values, given, seed)

@@ -136,7 +136,7 @@ def test_every_example_has_its_expectation():
     assert {path.name for path in FOLDER.glob("*.py")} == EXPECTED.keys()
 
 
-@pytest.mark.parametrize("name", sorted({path.name for path in FOLDER.glob("*.py")} | EXPECTED.keys()))
+@pytest.mark.parametrize("name", sorted(EXPECTED.keys() - {"quickstart.py"}))
 def test_example_prints_what_it_promises(name: str, tmp_path: Path):
     EXPECTED[name](run(name, tmp_path).splitlines())
 
@@ -146,8 +146,10 @@ def test_example_is_read_in_one_sitting(name: str):
     assert len((FOLDER / name).read_text().splitlines()) <= 120
 
 
-def test_two_runs_of_the_quickstart_print_the_same(tmp_path: Path):
+def test_two_runs_of_the_quickstart_print_what_it_promises_and_the_same(tmp_path: Path):
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
-    assert run("quickstart.py", first, hash_seed=1) == run("quickstart.py", second, hash_seed=2)
+    printed = run("quickstart.py", first, hash_seed=1)
+    quickstart(printed.splitlines())
+    assert run("quickstart.py", second, hash_seed=2) == printed
