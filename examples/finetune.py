@@ -63,7 +63,7 @@ def main() -> None:
     module.load_state_dict({**before.params, **before.buffers})
     module.head = nn.Linear(64, 2)
     module.stem.requires_grad_(False).eval()
-    slow_and_fast = tnt.optim.grouped(tnt.optim.adamw(1e-4), [(lambda path: "head" in path, {"lr": 1e-2})])
+    slow_and_fast = tnt.optim.grouped(tnt.optim.adamw(1e-4), [(lambda name: name.startswith("head."), {"lr": 1e-2})])
     after, tuned = learnt(module, slow_and_fast, few, held_out, epochs=20)
     assert all(
         torch.equal(after.buffers[name], tensor) for name, tensor in module.state_dict().items() if "stem" in name

@@ -25,8 +25,8 @@ CUTS = {"['weight']": 1, "['whole']": None}
 """Of the parameters in parts; the others are cut in rows."""
 
 
-def is_matrix(path: str) -> bool:
-    return "weight" in path or path == "['in']"
+def is_matrix(name: str) -> bool:
+    return "weight" in name or name == "in"
 
 
 def decay(step: Any) -> Any:
@@ -53,7 +53,7 @@ OPTIMIZERS: dict[str, Callable[[], optim.Optimizer]] = {
     "centralize": lambda: optim.chain(optim.centralize(), optim.clip_by_value(0.01), optim.adamw(0.1)),
     "add_noise": lambda: optim.chain(optim.add_noise(tnt.key(1)), optim.sgd(0.1)),
     "accumulate": lambda: optim.accumulate(optim.chain(optim.clip_by_global_norm(0.1), optim.adamw(0.1)), 2),
-    "grouped": lambda: optim.grouped(optim.sgd(0.1), [(is_matrix, {"lr": 0.2}), (lambda path: "whole" in path, WHOLE)]),
+    "grouped": lambda: optim.grouped(optim.sgd(0.1), [(is_matrix, {"lr": 0.2}), (lambda name: "whole" in name, WHOLE)]),
     "frozen": lambda: optim.grouped(optim.adamw(0.1), [(is_matrix, optim.frozen(optim.adamw(0.1)))]),
     **{
         f"torch.optim.{cls.__name__}": functools.partial(optim.from_torch, cls, lr=0.1, **options)

@@ -31,8 +31,8 @@ def fitting(optimizer: Any = None) -> tuple[tnt.FitUnit, tnt.State]:
     return tnt.supervised(net, nn.functional.mse_loss, optimizer or optim.sgd(0.02), key=tnt.key(0))
 
 
-def in_front(path: str) -> bool:
-    return "'0." in path
+def in_front(name: str) -> bool:
+    return name.startswith("0.")
 
 
 GRADUAL = optim.grouped(optim.sgd(0.02, momentum=0.9), [(in_front, optim.frozen(optim.adamw(0.1)))])

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+import tnt_func as tnt
 from tnt_func import optim, schedules
 from tnt_func import pytree as trees
 from tnt_func.asserts import assert_max_compilations, assert_trees_close, assert_trees_equal
 from tnt_func.errors import StructureError, UsageError
 from tnt_func.optim import GradientTransform, Optimizer, OptState
-from tnt_func.optim.layout import ByPath, layout, paths
+from tnt_func.optim.layout import ByName, layout
 
 Params = dict[str, Any]
 
@@ -80,6 +81,17 @@ def test_the_first_group_that_claims_a_parameter_has_it():
     ones = {key: torch.ones_like(p) for key, p in params().items()}
     new, _ = run(optimizer, [ones])
     assert_trees_equal(new, {"weight": params()["weight"] - 3, "bias": params()["bias"] - 2})
+
+
+def test_predicates_are_given_the_names_that_modules_give():
+    asked: list[str] = []
+    nested = {"body.0": {"bias": torch.ones(1)}, "heads": [torch.ones(1)]}
+    optim.grouped(optim.sgd(1.0), [(lambda name: bool(asked.append(name)), {})]).init(nested)
+    assert asked == ["body.0.bias", "heads.0"]
+    module = torch.nn.Sequential(torch.nn.Linear(1, 1))
+    names: list[str] = []
+    optim.grouped(optim.sgd(1.0), [(lambda name: bool(names.append(name)), {})]).init(tnt.from_module(module).params)
+    assert names == [name for name, _ in module.named_parameters()]
 
 
 def test_imperative_and_accumulated_optimizers_go_into_groups():
@@ -265,10 +277,10 @@ def test_a_state_survives_a_copy():
 
 def test_labels_are_made_anew_for_another_layout():
     asked: list[str] = []
-    label = ByPath(lambda path: asked.append(path) or len(path))
+    label = ByName(lambda name: asked.append(name) or len(name))
     for tree in ({"a": torch.ones(1)}, {"a": torch.zeros(2)}, {"bb": torch.ones(1)}, [torch.ones(1)]):
-        assert label(layout(tree)) == [len(paths(layout(tree))[0])]
-    assert asked == ["['a']", "['bb']", "[0]"]
+        assert label(layout(tree)) == [len(asked[-1])]
+    assert asked == ["a", "bb", "0"]
 
 
 def test_trees_of_another_layout_are_refused():

@@ -240,6 +240,24 @@ def paths(tree: PyTree) -> list[str]:
     return [path for path, _ in named_leaves(tree)]
 
 
+def names(tree: PyTree) -> list[str]:
+    """The name of every leaf, in order: what leads to it, joined by dots, as modules name their parameters.
+
+    Example:
+        >>> names({"body.0.weight": 1, "heads": [2, 3]})
+        ['body.0.weight', 'heads.0', 'heads.1']
+    """
+    return [".".join(map(_step, path)) for path, _ in _pytree.tree_flatten_with_path(tree)[0]]
+
+
+def _step(key: Any) -> str:
+    match key:
+        case _pytree.MappingKey(step) | _pytree.SequenceKey(step) | _pytree.GetAttrKey(step):
+            return str(step)
+        case _:
+            return _pytree.keystr((key,))
+
+
 def at(tree: PyTree, path: str) -> Any:
     """The leaf at a path, as `paths` spells it.
 

@@ -36,7 +36,7 @@ def unfreeze_at(
     Example:
         >>> from tnt_func import optim, rng
         >>> from tnt_func.optim import adamw, frozen, grouped
-        >>> optimizer = grouped(adamw(1e-3), [(lambda path: "backbone" in path, frozen(adamw(1e-4)))])
+        >>> optimizer = grouped(adamw(1e-3), [(lambda name: "backbone" in name, frozen(adamw(1e-4)))])
         >>> callback = unfreeze_at(steps=0)
         >>> state = State(params={}, key=rng.key(0), opt_state=optimizer.init({}))
         >>> state = callback.on_train_step_start(state.remember("unfreeze_at", callback.memory(state)))
@@ -59,7 +59,7 @@ def unfreeze_at(
         if not (count if group is None else 0 <= group < count):
             raise UsageError(
                 f"unfreeze_at was given group={group}, and the optimizer has {count} that are frozen. Wrap that of the "
-                "group: optim.grouped(optimizer, [(lambda path: 'backbone' in path, optim.frozen(optimizer))])."
+                "group: optim.grouped(optimizer, [(lambda name: 'backbone' in name, optim.frozen(optimizer))])."
             )
         return {"done": False}
 

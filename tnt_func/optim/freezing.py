@@ -36,7 +36,7 @@ def frozen(optimizer: Optimizer) -> Optimizer:
     Example:
         >>> import torch
         >>> from tnt_func.optim import adamw, grouped
-        >>> optimizer = grouped(adamw(1e-3), [(lambda path: "backbone" in path, frozen(adamw(1e-4)))])
+        >>> optimizer = grouped(adamw(1e-3), [(lambda name: "backbone" in name, frozen(adamw(1e-4)))])
         >>> params = {"backbone": torch.ones(1), "head": torch.ones(1)}
         >>> new, opt_state = optimizer.update(params, optimizer.init(params), params)
         >>> new["backbone"], new["head"]

@@ -32,7 +32,7 @@ from tnt_func.meshes import is_laid_out, parts_of, placed
 from tnt_func.optim.base import Optimizer
 from tnt_func.optim.imperative import copies_of, first_step, frozen, like_given, numbers_of, step, thawed
 from tnt_func.optim.layout import (
-    ByPath,
+    ByName,
     Predicate,
     check_grads,
     cloned,
@@ -64,7 +64,7 @@ def from_torch(
 
     Args:
         cls: any of torch's but LBFGS, or another that remembers in `state[parameter]` and in numbers of `param_groups`.
-        groups: pairs; the first whose predicate holds for a parameter's path gives it a group with those options.
+        groups: pairs; the first whose predicate holds for a parameter's name gives it a group with those options.
         options: as the class takes them. Numbers become hyper-parameters in the state; `lr` and `weight_decay` may be a
             `Schedule` of the updates done.
 
@@ -77,7 +77,7 @@ def from_torch(
         ContractError: in an update, the class remembers in another place, or what it did not in its first step.
 
     Example:
-        >>> optimizer = from_torch(torch.optim.SGD, lr=0.5, groups=[(lambda path: "bias" in path, {"lr": 0.1})])
+        >>> optimizer = from_torch(torch.optim.SGD, lr=0.5, groups=[(lambda name: name == "bias", {"lr": 0.1})])
         >>> params = {"weight": torch.ones(1), "bias": torch.ones(1)}
         >>> optimizer.update({"weight": torch.ones(1), "bias": torch.ones(1)}, optimizer.init(params), params)[0]
         {'weight': tensor([0.5000]), 'bias': tensor([0.9000])}
@@ -143,7 +143,7 @@ class _Adapter:
 
     make: Callable[[list[Any], list[int]], Any]
     templates: list[dict[str, Any]]
-    group_of: ByPath[int]
+    group_of: ByName[int]
     settings: list[Settings]
     kernel: Kernel | None
     elementwise: bool

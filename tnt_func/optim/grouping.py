@@ -3,7 +3,7 @@
 Example:
     >>> import torch
     >>> from tnt_func.optim import adamw, muon
-    >>> optimizer = grouped(adamw(3e-4), [(lambda path: "hidden" in path, muon(0.02))])
+    >>> optimizer = grouped(adamw(3e-4), [(lambda name: "hidden" in name, muon(0.02))])
     >>> len(optimizer.init({"hidden": torch.zeros(2, 2), "bias": torch.zeros(2)}))
     2
 """
@@ -27,8 +27,9 @@ def grouped(optimizer: Optimizer, groups: Sequence[tuple[Predicate, Optimizer | 
 
     Args:
         optimizer: of the parameters that no group claims.
-        groups: pairs; the first whose predicate holds for a parameter's path claims it. With a mapping, the group has
-            `optimizer` with those hyper-parameters.
+        groups: pairs; the first whose predicate holds for a parameter's name, "body.0.bias" say, claims it. With a
+            mapping, the group has `optimizer` with those hyper-parameters; one that follows a schedule is changed by an
+            optimizer of the group's own.
 
     Returns:
         An Optimizer. Its state is a tuple, one for each group, in order, that of `optimizer` last.
@@ -39,7 +40,8 @@ def grouped(optimizer: Optimizer, groups: Sequence[tuple[Predicate, Optimizer | 
     Example:
         >>> import torch
         >>> from tnt_func.optim import sgd
-        >>> optimizer = grouped(sgd(0.5, weight_decay=1.0), [(lambda path: "bias" in path, {"weight_decay": 0.0})])
+        >>> is_bias = lambda name: name.endswith("bias")
+        >>> optimizer = grouped(sgd(0.5, weight_decay=1.0), [(is_bias, {"weight_decay": 0.0})])
         >>> params = {"weight": torch.ones(1), "bias": torch.ones(1)}
         >>> optimizer.update({"weight": torch.zeros(1), "bias": torch.zeros(1)}, optimizer.init(params), params)[0]
         {'weight': tensor([0.5000]), 'bias': tensor([1.])}

@@ -19,7 +19,7 @@ from tnt_func.types import PyTree
 
 T = TypeVar("T")
 Predicate: TypeAlias = Callable[[str], bool]
-"""Of the path of a leaf, as `pytree.paths` spells it: `lambda path: "bias" in path`."""
+"""Of the name of a parameter, as `pytree.names` spells it: `lambda name: name.endswith("bias")`."""
 
 PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
 kind = operator.attrgetter("shape", "dtype", "device", "layout")
@@ -170,12 +170,12 @@ def laid_out(tensors: list[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-class ByPath(Generic[T]):
-    """A function of every leaf's path. A layout is asked for its paths only where it is not the one before.
+class ByName(Generic[T]):
+    """A function of every leaf's name. A layout is asked for its names only where it is not the one before.
 
     Example:
-        >>> ByPath(len)(layout({"w": torch.ones(1)}))
-        [5]
+        >>> ByName(len)(layout({"fc.weight": torch.ones(1)}))
+        [9]
     """
 
     def __init__(self, function: Callable[[str], T]):
@@ -183,22 +183,26 @@ class ByPath(Generic[T]):
 
     def __call__(self, here: Layout) -> list[T]:
         if torch.compiler.is_compiling():
-            return [self._function(path) for path in paths(here)]
+            return [self._function(name) for name in _names(here)]
         structure, results = self._last
         if structure != here.structure:
-            results = [self._function(path) for path in paths(here)]
+            results = [self._function(name) for name in _names(here)]
             self._last = here.structure, results
         return results
 
 
-def first_claim(predicates: Sequence[Predicate]) -> ByPath[int]:
-    """Which predicate is the first to hold for the path of each leaf; as many as there are, where none does.
+def _names(here: Layout) -> list[str]:
+    return trees.names(here.give([0] * len(here.leaves)))
+
+
+def first_claim(predicates: Sequence[Predicate]) -> ByName[int]:
+    """Which predicate is the first to hold for the name of each leaf; as many as there are, where none does.
 
     Example:
-        >>> first_claim([lambda path: "b" in path])(layout({"a": torch.ones(1), "b": torch.ones(1)}))
+        >>> first_claim([lambda name: name == "b"])(layout({"a": torch.ones(1), "b": torch.ones(1)}))
         [1, 0]
     """
-    return ByPath(lambda path: next((n for n, claims in enumerate(predicates) if claims(path)), len(predicates)))
+    return ByName(lambda name: next((n for n, claims in enumerate(predicates) if claims(name)), len(predicates)))
 
 
 def is_graphed() -> bool:

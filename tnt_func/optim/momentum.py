@@ -199,7 +199,7 @@ def muon(
 
     Example:
         >>> from tnt_func.optim import adamw, grouped
-        >>> optimizer = grouped(adamw(3e-4), [(lambda path: "hidden" in path, muon(0.02))])
+        >>> optimizer = grouped(adamw(3e-4), [(lambda name: "hidden" in name, muon(0.02))])
         >>> params = {"hidden": torch.zeros(2, 2), "bias": torch.zeros(2)}
         >>> grads = {"hidden": torch.eye(2), "bias": torch.ones(2)}
         >>> optimizer.update(grads, optimizer.init(params), params)[0]["bias"]
@@ -223,7 +223,7 @@ def muon(
             ]
             raise UsageError(
                 "\n".join(bad)
-                + "\nmuon updates real matrices. Write grouped(adamw(...), [(lambda path: ..., muon(...))]) "
+                + "\nmuon updates real matrices. Write grouped(adamw(...), [(lambda name: ..., muon(...))]) "
                 "with a predicate that holds for those alone."
             )
 

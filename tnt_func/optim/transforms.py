@@ -4,7 +4,7 @@ Numbers are leaves of the state (`set_hyperparameters`), or a `Schedule` of the 
 
 Example:
     >>> from tnt_func.optim import chain, sgd
-    >>> optimizer = chain(add_decayed_weights(0.5, mask=lambda path: "bias" not in path), sgd(1.0))
+    >>> optimizer = chain(add_decayed_weights(0.5, mask=lambda name: "bias" not in name), sgd(1.0))
     >>> params = {"weight": torch.ones(1), "bias": torch.ones(1)}
     >>> optimizer.update({"weight": torch.zeros(1), "bias": torch.zeros(1)}, optimizer.init(params), params)[0]
     {'weight': tensor([0.5000]), 'bias': tensor([1.])}
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from tnt_func import treemath
 from tnt_func.factories import factory
+from tnt_func.meshes import here as part
 from tnt_func.meshes import parts_of, placed
 from tnt_func.optim.base import GradientTransform
-from tnt_func.optim.layout import ByPath, Layout, Predicate, layout, paths
+from tnt_func.optim.layout import ByName, Layout, Predicate, layout, paths
 from tnt_func.optim.leafwise import check_not_negative, kernels
 from tnt_func.optim.state import Hyperparameter, Number, OptState, Settings
 from tnt_func.rng import Key, fold_in
@@ -57,12 +58,14 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransform:
         norm = treemath.global_norm(old)
         most = h["max_norm"].to(norm) if isinstance(h["max_norm"], Tensor) else h["max_norm"]
         factor = ((norm + 1e-6).reciprocal() * most).clamp(max=1.0)
+        own = [grad if grad.requires_grad else part(grad) for grad in old]
         if not isinstance(h["max_norm"], Tensor) and all(grad.device == factor.device for grad in old):
-            new = kernels._foreach_mul(old, factor) if old else []
+            new = kernels._foreach_mul(own, factor) if old else []
         else:
-            new = [grad * factor.to(grad.device) for grad in old]
+            new = [grad * factor.to(grad.device) for grad in own]
         return {
-            place: x if x.dtype == g.dtype else x.to(g.dtype) for (place, g), x in zip(grads.items(), new, strict=True)
+            place: placed(x if x.dtype == g.dtype else x.to(g.dtype), g)
+            for (place, g), x in zip(grads.items(), new, strict=True)
         }
 
     return _transform(Settings(max_norm=max_norm), rule)
@@ -99,12 +102,12 @@ def clip_by_value(limit: Hyperparameter) -> GradientTransform:
 
 
 @factory
-def add_decayed_weights(weight_decay: Hyperparameter, *, mask: Predicate = lambda path: True) -> GradientTransform:
-    """g + weight_decay p, where the mask holds for the path of the parameter p.
+def add_decayed_weights(weight_decay: Hyperparameter, *, mask: Predicate = lambda name: True) -> GradientTransform:
+    """g + weight_decay p, where the mask holds for the name of the parameter p.
 
     Args:
         weight_decay: L2 penalty.
-        mask: of a path; which parameters decay.
+        mask: of a name, "body.0.bias" say; which parameters decay.
 
     Raises:
         UsageError: the decay is negative.
@@ -118,7 +121,7 @@ def add_decayed_weights(weight_decay: Hyperparameter, *, mask: Predicate = lambd
         optax.add_decayed_weights; the weight_decay of torch.optim.SGD.
     """
     check_not_negative(weight_decay=weight_decay)
-    masked = ByPath(mask)
+    masked = ByName(mask)
 
     def rule(h: Mapping[str, Any], grads: Grads, here: Layout, state: OptState) -> Grads:
         def add(grad: Tensor, param: Tensor) -> Tensor:
