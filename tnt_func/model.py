@@ -69,6 +69,9 @@ def from_module(module: nn.Module, *, trainable: Trainable | None = None) -> Mod
     Tied weights stay tied: they are one entry, under their first name. In training, submodules that were put in eval
     mode inside a module in train mode stay in eval mode.
 
+    Back again: `module.load_state_dict({**state.params, **state.buffers})`; with `strict=False` where weights are tied,
+    or a buffer is not persistent, since a `state_dict` has a name for each place and none for such a buffer.
+
     Args:
         module: any module; several inputs, keyword inputs, and outputs of any kind are its own affair.
         trainable: `(name, parameter) -> bool` says which parameters are trained; those with `requires_grad` if not
