@@ -11,7 +11,10 @@ Example:
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+_all_reduce: Any = dist.all_reduce
 
 
 def is_laid_out(leaf: Any) -> bool:
@@ -74,9 +77,37 @@ def _lies_as(leaf: Any, like: Any) -> bool:
 def placed(own: Any, like: Any) -> Any:
     """The tensor of which this is the part of this rank, on the mesh as another one of its shape and dtype lies.
 
+    What lies on a mesh, or is like what lies on none, stays as it is.
+
     Example:
         >>> placed(torch.ones(1), torch.zeros(1))
         tensor([1.])
     """
     # What from_local does takes fifteen times as long, most of it to find out what is known of the other one.
-    return type(like)(own, like._spec, requires_grad=False) if is_laid_out(like) else own
+    return type(like)(own, like._spec, requires_grad=False) if is_laid_out(like) and not is_laid_out(own) else own
+
+
+def norms(leaves: list[Any]) -> list[Tensor]:
+    """The 2-norm of each tensor that lies on a mesh: 0-d, of the whole, by one message for all that are cut alike.
+
+    Example:
+        >>> norms([])
+        []
+    """
+    if not leaves:
+        return []
+    open_sums = [any(each.is_partial() for each in leaf.placements) for leaf in leaves]
+    own = [leaf.full_tensor() if is_open else here(leaf) for leaf, is_open in zip(leaves, open_sums, strict=True)]
+    found: list[Any] = [part.norm() for part in own]
+    groups: dict[Any, list[int]] = {}
+    for place, (leaf, is_open) in enumerate(zip(leaves, open_sums, strict=True)):
+        if not is_open and any(each.is_shard() for each in leaf.placements):
+            groups.setdefault((leaf.device_mesh, leaf.placements, found[place].dtype), []).append(place)
+    for (mesh, placements, dtype), places in groups.items():
+        squares = torch.stack([found[place] for place in places]).to(torch.promote_types(dtype, torch.float32)).square()
+        for axis, each in enumerate(placements):
+            if each.is_shard():
+                _all_reduce(squares, group=mesh.get_group(axis))
+        for place, norm in zip(places, squares.sqrt().to(dtype).unbind(), strict=True):
+            found[place] = norm
+    return found

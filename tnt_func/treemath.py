@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from tnt_func import meshes
 from tnt_func import pytree as trees
 from tnt_func.errors import UsageError, UsageTypeError
 from tnt_func.types import PyTree, typed
@@ -151,6 +152,9 @@ def global_norm(tree: PyTree) -> torch.Tensor:
         return leaf if isinstance(leaf, torch.Tensor) else torch.tensor(float(leaf))
 
     vectors = trees.tensors(_arithmetic("global_norm", vector, tree, takes=_is_real_or_inexact))
+    spread = [place for place, x in enumerate(vectors) if meshes.is_laid_out(x) and not x.requires_grad]
+    for place, norm in zip(spread, meshes.norms([vectors[place] for place in spread]), strict=True):
+        vectors[place] = norm
     # Eager, torch chooses foreach kernels, whose bits differ on CUDA; they do not run under vmap and jvp.
     plain = torch.compiler.is_compiling() or any(_is_transformed(x) for x in vectors)
     return _total_norm(vectors, foreach=False if plain else None)

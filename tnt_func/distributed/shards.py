@@ -169,14 +169,12 @@ def gather(state: S) -> S:
         >>> gather({"w": torch.ones(1)})
         {'w': tensor([1.])}
     """
-    if not lies_out(state):
-        return state
     leaves, structure = _taken_apart(state)
+    if not any(map(is_laid_out, leaves)):
+        return state
     cut = [place for place, leaf in enumerate(leaves) if dimension_of(leaf) is not None]
-    parts = wholes([leaves[place] for place in cut])
-    leaves = [*map(here, leaves)]
-    for place, whole in zip(cut, parts, strict=True):
-        leaves[place] = whole
+    found = dict(zip(cut, wholes([leaves[place] for place in cut]), strict=True))
+    leaves = [found[place] if place in found else here(leaf) for place, leaf in enumerate(leaves)]
     return _put_together(leaves, structure)  # pyright: ignore[reportReturnType]
 
 
