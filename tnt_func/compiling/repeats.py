@@ -37,6 +37,7 @@ class Repeat:
         self.plan, self.closed = plan, set[Any]()
         self._span = plan.places.get("batch", range(0))
         self._take: Callable[[Parts], list[Any] | None] | None = None
+        self._guards: dict[Any, Callable[..., bool]] = {}
         self._tell = giving({name: plan.made[name] for name in TOLD if name in plan.made})
         carried = [
             (place, *source)
@@ -108,7 +109,10 @@ class Repeat:
         first = leaves[self._span.start : self._span.stop]
         places = [place for place, leaf in enumerate(first) if isinstance(leaf, Tensor)]
         others = [(place, leaf) for place, leaf in enumerate(first) if not isinstance(leaf, Tensor)]
-        guard, rows = guarding([first[place] for place in places]), list[list[Any]]()
+        sizes, rows = self.sizes(leaves), list[list[Any]]()
+        if sizes not in self._guards:
+            self._guards[sizes] = guarding([first[place] for place in places])
+        guard = self._guards[sizes]
         for batch in batches[1:]:
             mine = take({"batch": batch})
             if mine is None or not guard(*(mine if not others else [mine[place] for place in places])):
