@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_all_reduce: Any = dist.all_reduce
+_all_reduce: Any = dist.all_reduce  # pyright: ignore
 
 
 def is_laid_out(leaf: Any) -> bool:
