@@ -217,3 +217,16 @@ def test_of_no_batch_the_file_is_empty_and_not_that_of_another_run(tmp_path: Pat
         assert (tmp_path / name).read_text() == ""
     else:
         assert parquet.read_table(tmp_path / name).shape == (0, 0)
+
+
+def test_a_phase_that_never_comes_is_told_of(tmp_path: Path):
+    with pytest.warns(
+        UserWarning, match=r"wrote nothing: .* of eval, and the run had those of predict. Write .*'predict'"
+    ):
+        tnt.predict(UNIT, FIRST, DATA, observers=[predictions(tmp_path / "all.csv", phase="eval")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_columns_have_names(tmp_path: Path):
+    with pytest.raises(UsageError, match="columns= gave a list; it gives columns by name. Write columns=lambda event"):
+        predicted(tmp_path / "a.csv", columns=lambda event: [1])

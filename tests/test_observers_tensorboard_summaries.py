@@ -162,3 +162,19 @@ def test_an_image_of_another_shape_is_named(tmp_path: Path):
     summaries = tensorboard_summaries(writer, every_n_steps=1, images=lambda event: {"x": GRAY[0]})
     with pytest.raises(UsageError, match=r"images gave 'x' of the shape \[2, 3\].*Write image\[None\]"):
         trained(FIRST, [summaries], 1)
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ({"text": lambda event: "Once"}, "text= gave a str; what is shown has names. Write text=lambda event"),
+        ({"images": lambda event: torch.ones(1, 2, 2)}, "images= gave a Tensor; what is shown has names"),
+        ({"images": lambda event: {"a": [[1]]}}, r"'a', a list; an image is a tensor. Write torch.as_tensor\(image\)"),
+    ],
+    ids=["text", "images", "an image"],
+)
+def test_what_is_shown_has_names(tmp_path: Path, shown: Any, said: str):
+    writer, first = tensorboard_writer(tmp_path), tnt.State(params=0, key=tnt.key(0))
+    unit = tnt.TrainUnit(train_step=lambda state, batch: (state, {}))
+    with pytest.raises(UsageError, match=said):
+        tnt.train(unit, first, [1], max_epochs=1, observers=[tensorboard_summaries(writer, every_n_steps=1, **shown)])

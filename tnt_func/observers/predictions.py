@@ -20,6 +20,7 @@ import errno
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -121,6 +122,7 @@ class Predictions:
         self._new, self._hold = path.with_name(f".{path.name}.new"), Hold(path, path.with_name(f".{path.name}.lock"))
         self._table: Table | None = None
         self._names: list[str] | None = None
+        self._begun = set[Phase]()
 
     def __repr__(self) -> str:
         return f"predictions({str(self._path)!r})"
@@ -128,7 +130,10 @@ class Predictions:
     def __call__(self, event: Event) -> None:
         """Write the rows of a step, and at the end let the file appear."""
         if event.phase != self._phase:
+            if event.point == "fetched":
+                self._begun.add(event.phase)
             return
+        self._begun.add(event.phase)
         if event.point == "start":
             self._start()
         elif event.point == "step_end":
@@ -143,7 +148,17 @@ class Predictions:
         refuse_a_part(self, event, self._phase)
 
     def close(self) -> None:
-        """Remove what was not finished."""
+        """Remove what was not finished; warn where the phase never came."""
+        self._clear()
+        begun, self._begun = self._begun, set()
+        if begun and self._phase not in begun:
+            warnings.warn(
+                f"{self!r} wrote nothing: it is given the steps of {self._phase}, and the run had those of "
+                f"{' and '.join(sorted(begun))}. Write predictions(..., phase={min(begun)!r}), say.",
+                stacklevel=2,
+            )
+
+    def _clear(self) -> None:
         table, self._table, self._names = self._table, None, None
         try:
             if table is not None:
@@ -154,14 +169,19 @@ class Predictions:
             self._hold.leave()
 
     def _start(self) -> None:
-        self.close()
+        self._clear()
         self._hold.take()
         with writable(self._path):
             if self._path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
     def _write(self, event: Event) -> None:
-        columns = dict(self._columns(event))
+        columns = self._columns(event)
+        if not isinstance(columns, Mapping):
+            raise UsageError(
+                f"columns= gave {kind_of(columns)}; it gives columns by name. Write "
+                "columns=lambda event: {'score': event.state.output}, say."
+            )
         self._check(columns)
         if self._table is None:
             with writable(self._path):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from tnt_func import pytree as trees
-from tnt_func.errors import UsageError
+from tnt_func.errors import UsageError, kind_of
 from tnt_func.events import Event
 from tnt_func.observers.combinators import needs_all
 from tnt_func.observers.tensorboard_writer import TensorboardWriter
@@ -56,7 +56,8 @@ def tensorboard_summaries(
         text: Markdown.
 
     Raises:
-        UsageError: no cadence, or one below 1; nothing to show; out of the run, an image of another shape.
+        UsageError: no cadence, or one below 1; nothing to show; out of the run, what has no name, and an image of
+            another shape.
 
     Example:
         >>> from tnt_func.observers import tensorboard_writer
@@ -130,7 +131,11 @@ class TensorboardSummaries:
             name = re.sub(r"\['?(.*?)'?\]", r"/\1", path).lstrip("/") or "histogram"
             if isinstance(tensor, torch.Tensor) and (found := _histogram(tensor)):
                 yield make.histogram_raw(name, *found)
-        for name, image in self._images(event).items() if self._images else ():
+        for name, image in _named("images", self._images, event):
+            if not isinstance(image, torch.Tensor):
+                raise UsageError(
+                    f"images gave {name!r}, {kind_of(image)}; an image is a tensor. Write torch.as_tensor(image)."
+                )
             if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3):
                 raise UsageError(
                     f"images gave {name!r} of the shape {list(image.shape)}; an image is [channels, height, width], or "
@@ -138,8 +143,17 @@ class TensorboardSummaries:
                 )
             pixels = image.detach().cpu() if image.dtype == torch.uint8 else image.detach().cpu().float()
             yield make.image(name, pixels.numpy(), dataformats="CHW" if image.ndim == 3 else "NCHW")
-        for name, words in self._text(event).items() if self._text else ():
-            yield make.text(name, words)
+        for name, words in _named("text", self._text, event):
+            yield make.text(name, str(words))
+
+
+def _named(what: str, function: Callable[[Event], Mapping[str, Any]] | None, event: Event) -> Iterator[tuple[str, Any]]:
+    found = {} if function is None else function(event)
+    if not isinstance(found, Mapping):
+        raise UsageError(
+            f"{what}= gave {kind_of(found)}; what is shown has names. Write {what}=lambda event: {{'sample': ...}}."
+        )
+    yield from found.items()
 
 
 def _histogram(tensor: torch.Tensor) -> tuple[Any, ...] | None:
