@@ -9,7 +9,8 @@
                 steps += 1; steps_in_epoch += 1; metrics = merge(metrics, output); STEP_END
                 if due: EVALUATE
                 yield step_done; if pause_when(): yield paused; return
-                (with fuse=k: fetched for every step of a block, STEP_START and STEP_END for every one, then the rest)
+                (with fuse=k: fetched for every step of a block, STEP_START and STEP_END for every one, then the rest;
+                where nobody watches, the rest alone)
             epochs += 1; steps_in_epoch = 0; EPOCH_END
             if due: EVALUATE
             yield epoch_done; if pause_when(): yield paused; return

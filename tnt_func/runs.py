@@ -100,11 +100,12 @@ def train(
             `tnt.keep`. A run that fails within a step has no state to go on from: resume from a checkpoint.
         fuse: steps that run as one block, of a compiled unit whose steps draw nothing: the same numbers, and less
             between the steps. The hooks around a step run inside its graph, so they look at no values, read neither
-            `progress` nor `key`, and what they calculate may round otherwise, in its last bit. A block ends where the
-            lifetime's steps are a multiple of `fuse`, and before at a limit, an evaluation or the end of an epoch. Its
-            batches are fetched first; then come `step_start` and `step_end` of every step, with its output and metrics,
-            and after the last one `step_done`. Only there is the rest of the state, so what saves or reads parameters
-            does so every multiple of `fuse`; and only there is `pause_when` asked.
+            `progress` nor `key`, and what they calculate may round otherwise, in its last bit; numbers that they
+            remember are tensors there. A block ends where the lifetime's steps are a multiple of `fuse`, and before at
+            a limit, an evaluation or the end of an epoch. Its batches are fetched first; then come `step_start` and
+            `step_end` of every step, with its output and metrics, and after the last one `step_done`. Only there is the
+            rest of the state, so what saves or reads parameters does so every multiple of `fuse`; and only there is
+            `pause_when` asked.
 
     Returns:
         The state of the last event.
