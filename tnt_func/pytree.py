@@ -226,8 +226,7 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
         >>> named_leaves({"a": (1, 2)})
         [("['a'][0]", 1), ("['a'][1]", 2)]
     """
-    pairs = _pytree.tree_flatten_with_path(tree)[0]
-    return [(_pytree.keystr(path), leaf) for path, leaf in pairs]
+    return [(_pytree.keystr(path), leaf) for path, leaf in _pytree.tree_flatten_with_path(tree)[0]]
 
 
 def paths(tree: PyTree) -> list[str]:
@@ -247,15 +246,9 @@ def names(tree: PyTree) -> list[str]:
         >>> names({"body.0.weight": 1, "heads": [2, 3]})
         ['body.0.weight', 'heads.0', 'heads.1']
     """
-    return [".".join(map(_step, path)) for path, _ in _pytree.tree_flatten_with_path(tree)[0]]
-
-
-def _step(key: Any) -> str:
-    match key:
-        case _pytree.MappingKey(step) | _pytree.SequenceKey(step) | _pytree.GetAttrKey(step):
-            return str(step)
-        case _:
-            return _pytree.keystr((key,))
+    field = {_pytree.MappingKey: "key", _pytree.SequenceKey: "idx", _pytree.GetAttrKey: "name"}
+    pairs = _pytree.tree_flatten_with_path(tree)[0]
+    return [".".join(str(getattr(step, field[type(step)])) for step in path) for path, _ in pairs]
 
 
 def at(tree: PyTree, path: str) -> Any:
