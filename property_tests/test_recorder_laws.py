@@ -90,19 +90,17 @@ def plain(directory: Path) -> dict[str, Observer]:
 
 ALL: tuple[Any, ...] = (lambda inside: inside, rank_zero, isolate, lambda inside: tee(inside, repr))
 """Around what needs every event."""
+PHASES: tuple[Any, ...] = (*ALL, lambda inside: when(lambda event: event.phase == "eval", inside))
+"""Around what needs all the events of a phase."""
 AROUND: tuple[Any, ...] = (
-    *ALL,
+    *PHASES,
     lambda inside: on("epoch_end", inside),
     lambda inside: every(inside, steps=2),
     lambda inside: every(inside, seconds=1e-9),
-    lambda inside: when(lambda event: event.phase == "eval", inside),
-)
-NAMES = (
-    *("bar", "console", "recorder", "falling"),
-    *("measures", "anomalies", "banner", "garbage", "tf32", "warnings"),
 )
 CHOICES = st.lists(
-    st.tuples(st.sampled_from(NAMES), st.sampled_from(AROUND))
+    st.tuples(st.sampled_from(("recorder", "falling", "anomalies", "banner", "tf32")), st.sampled_from(AROUND))
+    | st.tuples(st.sampled_from(("bar", "console", "measures", "garbage", "warnings")), st.sampled_from(PHASES))
     | st.tuples(st.sampled_from(("predictions", "checkpoints")), st.sampled_from(ALL)),
     max_size=4,
     unique_by=lambda pair: pair[0],
