@@ -124,17 +124,6 @@ def test_a_unit_refuses_what_no_run_could_use(fields: dict[str, Any], words: str
         TrainUnit(**{"train_step": step, **fields})
 
 
-def test_metrics_and_memory_without_names_are_refused():
-    given: Any = tnt.metrics.mean("loss")
-    with pytest.raises(UsageTypeError, match=r"a Metric as its metrics; each has a name. Write metrics={'\.\.\.': tnt"):
-        TrainUnit(train_step=step, metrics=given)
-    first: Any = blank
-    with pytest.raises(
-        UsageTypeError, match=r"a function as its memory; each has a name. Write memory={'\.\.\.': lambda"
-    ):
-        TrainUnit(train_step=step, memory=first)
-
-
 @pytest.mark.parametrize("phase", PHASES)
 def test_units_of_every_phase_refuse_a_step_that_is_no_function(phase: Phase):
     with pytest.raises(UsageTypeError, match=f"given None as its {phase}_step"):

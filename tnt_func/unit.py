@@ -269,11 +269,6 @@ class Callback(Brief):
 def _check(owner: Any, memory: Mapping[str, Any]) -> None:
     """Refuse what no run could use where it is written, not where a run comes to it."""
     kind = type(owner).__name__
-    for name, given in (("memory", memory), ("metrics", getattr(owner, "metrics", {}))):
-        if not isinstance(given, Mapping):
-            example = {"memory": "lambda state: 0", "metrics": "tnt.metrics.mean('loss')"}[name]
-            rule = f"each has a name. Write {name}={{'...': {example}}}."
-            raise UsageTypeError(f"{kind} was given {kind_of(given)} as its {name}; {rule}")
     functions = {name: value for name, value in vars(owner).items() if name.startswith("on_") or name.endswith("_step")}
     functions |= {f"memory[{name!r}]": first for name, first in memory.items()}
     for name, function in functions.items():
