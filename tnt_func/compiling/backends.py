@@ -27,6 +27,7 @@ def lower(graph: GraphModule, inputs: list[Tensor], backend: Backend, options: M
         options: of inductor.
     """
     from torch._functorch import config as functorch
+    from torch._functorch.compile_utils import fx_graph_cse
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
     found: list[Any] = []
@@ -38,6 +39,10 @@ def lower(graph: GraphModule, inputs: list[Tensor], backend: Backend, options: M
             kwargs.clear()
             compiled: Any = make_boxed_func(graph.forward)
         else:
+            if cpu:
+                # Decompositions write what goes back apart from what goes forth, and calculate things twice.
+                graph.graph = fx_graph_cse(graph.graph)
+                settle(graph)
             compiled = compile_fx_inner(graph, inputs, **kwargs)
         returned = next(iter(reversed(graph.graph.nodes))).args[0]
         found.append((compiled, len(inputs), len(returned)))
@@ -48,7 +53,6 @@ def lower(graph: GraphModule, inputs: list[Tensor], backend: Backend, options: M
     patches = {**OPTIONS, "cpp_wrapper": cpu, **options}
     if cpu:
         part_biases(graph)
-        settle(graph)
     # Its cache keeps what goes round the graph too, which is not used here; that of the graph's code is.
     with torch.no_grad(), functorch.patch(enable_autograd_cache=False):
         whole: Any = compile_fx(
