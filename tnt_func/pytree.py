@@ -246,7 +246,7 @@ def names(tree: PyTree) -> list[str]:
         >>> names({"body.0.weight": 1, "heads": [2, 3]})
         ['body.0.weight', 'heads.0', 'heads.1']
     """
-    field = {_pytree.MappingKey: "key", _pytree.SequenceKey: "idx", _pytree.GetAttrKey: "name"}
+    field: dict[Any, str] = {_pytree.MappingKey: "key", _pytree.SequenceKey: "idx", _pytree.GetAttrKey: "name"}
     pairs = _pytree.tree_flatten_with_path(tree)[0]
     return [".".join(str(getattr(step, field[type(step)])) for step in path) for path, _ in pairs]
 
