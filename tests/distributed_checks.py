@@ -126,7 +126,7 @@ def of_checkpoints(world: tnt.distributed.World, directory: Path, state: tnt.Sta
     """Written in parts, in one, and by other numbers of ranks; read into every layout; damaged; in the way."""
     state, d = state.replace(output=None), tnt.distributed
     mesh = d.mesh(world)
-    layouts = [state, d.shard(state, mesh), d.shard(state, mesh, lambda path: 1 if "weight" in path else None)]
+    layouts = [state, d.shard(state, mesh), d.shard(state, mesh, lambda name: 1 if "weight" in name else None)]
     if world.size == 4:
         layouts.append(d.shard(state, d.mesh(world, replicas=2, shards=2)))
     wrong = list[Any]()

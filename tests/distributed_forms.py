@@ -64,7 +64,7 @@ def checks(world: tnt.distributed.World) -> dict[str, Any]:
     """What a rank finds."""
     mesh = tnt.distributed.mesh(world)
     data, (unit, state) = DATA.shard(world.rank, world.size), made()
-    parts = tnt.distributed.shard(state, mesh, lambda path: 1 if path == "['2.weight']" else 0)
+    parts = tnt.distributed.shard(state, mesh, lambda name: 1 if name == "2.weight" else 0)
     parallel = functools.partial(tnt.distributed.data_parallel, mesh=mesh)
     found: dict[str, Any] = {}
     for name, (inside, outside) in FORMS.items():

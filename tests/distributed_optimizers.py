@@ -21,7 +21,7 @@ from tnt_func.optim.state import Settings
 SAMPLES, STEPS = 12, 3
 INPUTS = torch.sin(torch.arange(SAMPLES * 5.0).reshape(-1, 5)).double()
 BATCHES = [(INPUTS, torch.arange(SAMPLES) * n % 3) for n in range(STEPS)]
-CUTS = {"['weight']": 1, "['whole']": None}
+CUTS = {"weight": 1, "whole": None}
 """Of the parameters in parts; the others are cut in rows."""
 
 
@@ -143,7 +143,7 @@ def checks(world: tnt.distributed.World) -> dict[str, Any]:
     """What a rank finds."""
     mesh = tnt.distributed.mesh(world)
     own = [(x[world.rank :: world.size], y[world.rank :: world.size]) for x, y in BATCHES]
-    shard = functools.partial(tnt.distributed.shard, mesh=mesh, rule=lambda path: CUTS.get(path, 0))
+    shard = functools.partial(tnt.distributed.shard, mesh=mesh, rule=lambda name: CUTS.get(name, 0))
     found: dict[str, Any] = {}
     for name, make in OPTIMIZERS.items():
         optimizer = make()

@@ -117,4 +117,4 @@ def laid(
     if layout == "replicated":
         return unit, tnt.distributed.replicate(state, mesh), mesh
     rule = {"0.weight": 0 if layout == "sharded" and world.size == 4 else 1, "2.weight": 1, "2.bias": None}
-    return unit, tnt.distributed.shard(state, mesh, lambda path: rule.get(path[9:-2], 0)), mesh
+    return unit, tnt.distributed.shard(state, mesh, lambda name: rule.get(name, 0)), mesh

@@ -220,6 +220,9 @@ def test_what_cannot_be_shared_is_refused():
             tnt.distributed.data_parallel(unit, mesh, merged=["auroc"])
         with pytest.raises(tnt.errors.UsageError, match="cuts params, float32\\[2\\], in dimension 1; it has 1"):
             tnt.distributed.shard(state, mesh, lambda path: 1)
+        saving = tnt.observers.every(tnt.distributed.checkpointer("runs", mesh), steps=2)
+        with pytest.raises(tnt.errors.UsageError, match="given a part of the events"):
+            tnt.train(unit, state, [1], max_epochs=1, observers=[saving])
         with pytest.raises(tnt.errors.UsageError, match="lies in parts|ranks hold parts"):
             tnt.distributed.replicate(tnt.distributed.shard(state, mesh), mesh)
         with pytest.raises(tnt.errors.UsageError, match="made by|makes"):

@@ -346,3 +346,10 @@ def test_gradients_of_another_kind_are_refused(grads: Params, message: str):
     optimizer = optim.adamw(0.1)
     with pytest.raises(StructureError, match=message):
         optimizer.update(grads, optimizer.init(params), params)
+
+
+@pytest.mark.parametrize("other", [optim.sgd(0.1), optim.chain(optim.clip_by_value(1.0), optim.adamw(0.1))])
+def test_the_state_of_another_optimizer_is_refused(other: optim.Optimizer):
+    params = {"w": torch.ones(2)}
+    with pytest.raises(StructureError, match=r"opt_state of another: .*; its own has the slots \['count', 'exp"):
+        optim.adamw(0.1).update(params, other.init(params), params)

@@ -108,9 +108,10 @@ def test_a_state_is_looked_at_before_any_memory_function_is_called():
     assert called == []
 
 
-def test_prepare_refuses_a_key_that_is_none():
+@pytest.mark.parametrize("entry", [tnt.prepare, tnt.start_epoch, tnt.end_epoch])
+def test_a_key_that_is_none_is_refused(entry: Callable[..., Any]):
     with pytest.raises(UsageTypeError, match=r"state.key is 0, an int; a run draws from a Key. Write key=tnt.key\(0\)"):
-        tnt.prepare(unit("train"), new(key=0))
+        entry(unit("train"), new(key=0))
 
 
 def test_a_memory_function_that_raises_stop_iteration_is_named():
@@ -356,6 +357,10 @@ CHANGES: dict[str, tuple[Callable[[State], State], str]] = {
         r"params\['w'\] from float32\[2\] to ndarray",
     ),
     "containers": (lambda s: s.replace(buffers=(1,)), r"the containers of state.buffers from .*list.* to .*tuple"),
+    "a graph": (
+        lambda s: s.replace(params={**PARAMS, "w": torch.zeros(2, requires_grad=True) * 1}),
+        r"params\['w'\] from float32\[2\] to float32\[2\] with a graph behind it",
+    ),
     "memory": (lambda s: s.remember("new", 1), r"memory\['new'\] from nothing to int"),
 }
 

@@ -16,6 +16,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 from torch import nn
 
 from tnt_func.errors import UsageTypeError, kind_of
+from tnt_func.rng import Key
 from tnt_func.state import State
 from tnt_func.unit import Callback, FitUnit
 
@@ -50,6 +51,10 @@ def expects(
                 raise UsageTypeError(
                     f"{name} was given {kind_of(state)} as its state; it takes a State. Write "
                     "tnt.State(params=..., key=tnt.key(0))."
+                )
+            if not isinstance(state.key, Key):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise UsageTypeError(
+                    f"state.key is {state.key!r}, {kind_of(state.key)}; a run draws from a Key. Write key=tnt.key(0)."
                 )
             if "callbacks" in kwargs:
                 _check_each("callbacks", kwargs["callbacks"], lambda item: isinstance(item, Callback), _CALLBACK)

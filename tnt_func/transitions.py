@@ -29,7 +29,7 @@ from tnt_func.compiling import Compiled, Unseeded
 from tnt_func.compiling.fusing import fused
 from tnt_func.data.cursors import BLANK
 from tnt_func.donation import Unchanged, between, take_consumed
-from tnt_func.errors import ContractError, StructureError, UsageTypeError, call, kind_of
+from tnt_func.errors import ContractError, StructureError, call, kind_of
 from tnt_func.state import State
 from tnt_func.types import Batch, Output, Phase, typed
 from tnt_func.unit import (
@@ -80,10 +80,6 @@ def prepare(unit: Unit, state: State, callbacks: Sequence[Callback] = ()) -> Sta
         ['average', 'data']
     """
     unit = attach(unit, *callbacks)
-    if not isinstance(state.key, rng.Key):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageTypeError(
-            f"state.key is {state.key!r}, {kind_of(state.key)}; a run draws from a Key. Write key=tnt.key(0)."
-        )
     trees.check_leaves(state.replace(output=None), "state")
     memory = {RESERVED: BLANK, **state.memory}
     for name, first in memories(unit).items():
@@ -351,8 +347,9 @@ def _check_structure(name: str, before: State, after: State) -> None:
             if path not in here or path not in there or _kind(here[path]) != _kind(there[path])
         ] or [f"the containers of state.{part} from {trees.structure(old)} to {trees.structure(new)}"]
         raise StructureError(
-            f"{name} changed {'; '.join(lines)}. A step keeps structure, shapes, dtypes and devices. Cast the update "
-            "(update.to(param.dtype)), and put what grows or appears into the first state or a memory function."
+            f"{name} changed {'; '.join(lines)}. A step keeps structure, shapes, dtypes and devices, and no graph of "
+            "gradients. Cast the update, update.to(param.dtype), detach() it, and put what grows or appears into the "
+            "first state or a memory function."
         )
 
 
@@ -362,4 +359,6 @@ def _kinds(tree: Any) -> tuple[Any, list[str]]:
 
 
 def _kind(leaf: Any) -> str:
-    return trees.describe(leaf) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+    if not isinstance(leaf, torch.Tensor):
+        return type(leaf).__name__
+    return trees.describe(leaf) if leaf.grad_fn is None else f"{trees.describe(leaf)} with a graph behind it"

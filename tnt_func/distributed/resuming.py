@@ -28,7 +28,7 @@ from tnt_func.distributed.collectives import Exchange
 from tnt_func.distributed.replicas import told
 from tnt_func.distributed.world import Ranks
 from tnt_func.errors import CheckpointError, UsageError
-from tnt_func.events import Event
+from tnt_func.events import Event, refuse_a_part
 from tnt_func.state import State
 from tnt_func.types import typed
 
@@ -109,6 +109,8 @@ def checkpointer(
 
 class Checkpointer:
     """What `checkpointer` makes: called with every event, on every rank."""
+
+    open = refuse_a_part
 
     def __init__(self, directory: Path, mesh: DeviceMesh, steps: int | None, epochs: int | None, keep: int | None):
         self.directory = directory

@@ -13,7 +13,7 @@ Example:
     >>> from tnt_func.distributed.world import init, mesh
     >>> state = State(params={"w": torch.arange(3.0), "b": torch.ones(1)}, key=rng.key(0))
     >>> with init() as world:
-    ...     cut = shard(state, mesh(world), lambda path: None if path == "['b']" else 0)
+    ...     cut = shard(state, mesh(world), lambda name: None if name == "b" else 0)
     ...     cut.params["w"].placements, cut.params["b"].placements, gather(cut).params["w"]
     ((Shard(dim=0),), (Replicate(),), tensor([0., 1., 2.]))
 """
@@ -37,7 +37,8 @@ from tnt_func.types import PyTree, typed
 
 S = TypeVar("S")
 Rule: TypeAlias = Callable[[str], int | None]
-"""Of the path of a parameter: which dimension is cut, or None for the whole of it on every rank."""
+"""Of the name of a parameter, as `pytree.names` spells it: which dimension is cut, or None, for the whole of it on
+every rank."""
 
 
 @functools.cache
@@ -83,7 +84,7 @@ def dimension_of(leaf: Any) -> int | None:
 
 
 @typed
-def shard(state: State, mesh: DeviceMesh, rule: Rule = lambda path: 0) -> State:
+def shard(state: State, mesh: DeviceMesh, rule: Rule = lambda name: 0) -> State:
     """The State with its parameters cut into parts, one for each rank, and what is laid out like them likewise.
 
     A leaf of the optimizer's state or of memory follows the parameter whose path ends its own, where shapes agree.
@@ -92,8 +93,9 @@ def shard(state: State, mesh: DeviceMesh, rule: Rule = lambda path: 0) -> State:
     Args:
         state: the same on every rank.
         mesh: with one axis; or several, the last of which cuts, while ranks along the others have the same parts.
-        rule: `path of a parameter -> dimension`, or None to leave it whole. Of dimension 0, if not given. A dimension
-            that ranks do not divide is cut as `torch.chunk` does; where a rank would have nothing, all have the whole.
+        rule: `name of a parameter, "body.0.bias" say -> dimension`, or None to leave it whole. Of dimension 0, if not
+            given. A dimension that ranks do not divide is cut as `torch.chunk` does; where a rank would have nothing,
+            all have the whole.
 
     Raises:
         UsageError: a parameter has no such dimension.
@@ -109,10 +111,10 @@ def shard(state: State, mesh: DeviceMesh, rule: Rule = lambda path: 0) -> State:
         torch.distributed.fsdp.fully_shard; Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054.
     """
     found: dict[str, tuple[torch.Size, int | None]] = {}
-    for path, leaf in trees.named_leaves(state.params):
+    for name, (path, leaf) in zip(trees.names(state.params), trees.named_leaves(state.params), strict=True):
         if not isinstance(leaf, Tensor) or is_laid_out(leaf):
             continue
-        dimension = rule(path) if leaf.dim() else None
+        dimension = rule(name) if leaf.dim() else None
         if dimension is not None and not -leaf.dim() <= dimension < leaf.dim():
             raise UsageError(
                 f"shard was given a rule that cuts params{path}, {trees.describe(leaf)}, in dimension {dimension}; it "

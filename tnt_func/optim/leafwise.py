@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from tnt_func.errors import UsageError
+from tnt_func.errors import StructureError, UsageError, kind_of
 from tnt_func.meshes import parts_of, placed
 from tnt_func.optim.base import Optimizer
 from tnt_func.optim.layout import PLAIN_TENSORS, Layout, check_grads, cloned, is_traced, kind, laid_out, layout
@@ -72,6 +72,8 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
         ['count', 'exp_avg', 'exp_avg_sq']
     """
 
+    names = {"count", *rule.slots}
+
     def init(params: PyTree) -> OptState:
         here = layout(params)
         rule.check(here)
@@ -113,6 +115,7 @@ def leafwise(settings: Settings, rule: Rule) -> Optimizer:
         here = layout(params)
         grad = here.take(grads, "grads")
         check_grads(here, grad)
+        _check_own(state, names)
         old = [here.leaves, *(here.take(state.slots[name], f"opt_state.slots[{name!r}]") for name in rule.slots)]
         traced = settings.traced(state)
         lying, parts = old, parts_of(*old, grad) if rule.elementwise and not traced else None
@@ -214,9 +217,20 @@ class _Plan:
         rule.leaves(rule.numbers(values, self.count + 1), params, grads, *slots)
 
 
+def _check_own(state: Any, names: set[str]) -> None:
+    """Refuse what another optimizer remembers."""
+    if isinstance(state, OptState) and state.slots.keys() == names:
+        return
+    given = f"one with the slots {sorted(state.slots)}" if isinstance(state, OptState) else kind_of(state)
+    raise StructureError(
+        f"an optimizer was given an opt_state of another: {given}; its own has the slots {sorted(names)}. Write "
+        "state.replace(opt_state=optimizer.init(state.params)), or train with the optimizer that made it."
+    )
+
+
 def _plan_of(state: OptState, params: PyTree) -> _Plan | None:
     """The plan that goes with a state, if it is for these parameters and values may be looked at."""
-    plan = state.__dict__.get("_plan")
+    plan = getattr(state, "_plan", None)
     return None if plan is None or plan.params is not params or is_traced(()) else plan
 
 

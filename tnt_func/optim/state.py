@@ -204,7 +204,8 @@ def set_hyperparameters(opt_state: PyTree, *, group: int | None = None, **values
             if name in site.scheduled:
                 raise UsageError(
                     f"set_hyperparameters was given {name}={value!r}; it follows the schedule that the optimizer was "
-                    f"made with. Make the optimizer with a number for {name}, to set it."
+                    f"made with. Make the optimizer with a number for {name}, to set it, or give a group of parameters "
+                    "an optimizer of its own: grouped(optimizer, [(predicate, other)])."
                 )
             new = _like(site.hyperparameters[name], value, name)
             sites[place] = replace(site, hyperparameters={**site.hyperparameters, name: new})

@@ -7,6 +7,7 @@ say where.
 import math
 import zlib
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from tnt_func.types import Batch, Output
 
 DIGITS = 8
 """Hexadecimal digits of a mark."""
+_NUMBERS = {bool, int, float}
 
 
 def mark(leaf: Any, start: int = 0) -> int:
@@ -121,8 +123,9 @@ def numbers(output: Output) -> dict[str, Any]:
     """The entries of a step's output that are one number each; what is not finite as text, which `float` reads.
 
     Example:
-        >>> numbers({"loss": torch.tensor(0.5), "norm": float("nan"), "scores": torch.ones(2), "name": "x"})
-        {'loss': 0.5, 'norm': 'nan'}
+        >>> import numpy
+        >>> numbers({"loss": torch.tensor(0.5), "norm": float("nan"), "of_each": torch.ones(2), "lr": numpy.float32(2)})
+        {'loss': 0.5, 'norm': 'nan', 'lr': 2.0}
     """
     if not isinstance(output, Mapping):
         return {}
@@ -130,6 +133,8 @@ def numbers(output: Output) -> dict[str, Any]:
     for name, value in output.items():
         if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex():
             value = value.item()
-        if type(value) in (bool, int, float):
+        elif isinstance(value, Real) and type(value) not in _NUMBERS:
+            value = int(value) if isinstance(value, Integral) else float(value)  # One of NumPy's.
+        if type(value) in _NUMBERS:
             found[str(name)] = value if math.isfinite(value) else repr(value)
     return found
