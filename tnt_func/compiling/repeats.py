@@ -229,9 +229,8 @@ class _Chain:
 def _function(plan: Plan) -> int | None:
     """The address of the C++ function that inductor has made of a plan's graph; None where it made none."""
     entry = getattr(plan.code, "__globals__", {}).get("inductor_entry")
-    if entry is None:
-        return None
-    return ctypes.cast(ctypes.CDLL(entry.__self__.__file__)[_STEP], ctypes.c_void_p).value
+    found = None if entry is None else getattr(ctypes.CDLL(entry.__self__.__file__), _STEP, None)
+    return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
 
 
 _STEP = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
