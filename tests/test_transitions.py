@@ -357,10 +357,6 @@ CHANGES: dict[str, tuple[Callable[[State], State], str]] = {
         r"params\['w'\] from float32\[2\] to ndarray",
     ),
     "containers": (lambda s: s.replace(buffers=(1,)), r"the containers of state.buffers from .*list.* to .*tuple"),
-    "a graph": (
-        lambda s: s.replace(params={**PARAMS, "w": torch.zeros(2, requires_grad=True) * 1}),
-        r"params\['w'\] from float32\[2\] to float32\[2\] with a graph behind it",
-    ),
     "memory": (lambda s: s.remember("new", 1), r"memory\['new'\] from nothing to int"),
 }
 

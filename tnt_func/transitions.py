@@ -347,9 +347,8 @@ def _check_structure(name: str, before: State, after: State) -> None:
             if path not in here or path not in there or _kind(here[path]) != _kind(there[path])
         ] or [f"the containers of state.{part} from {trees.structure(old)} to {trees.structure(new)}"]
         raise StructureError(
-            f"{name} changed {'; '.join(lines)}. A step keeps structure, shapes, dtypes and devices, and no graph of "
-            "gradients. Cast the update, update.to(param.dtype), detach() it, and put what grows or appears into the "
-            "first state or a memory function."
+            f"{name} changed {'; '.join(lines)}. A step keeps structure, shapes, dtypes and devices. Cast the update "
+            "(update.to(param.dtype)), and put what grows or appears into the first state or a memory function."
         )
 
 
@@ -359,6 +358,4 @@ def _kinds(tree: Any) -> tuple[Any, list[str]]:
 
 
 def _kind(leaf: Any) -> str:
-    if not isinstance(leaf, torch.Tensor):
-        return type(leaf).__name__
-    return trees.describe(leaf) if leaf.grad_fn is None else f"{trees.describe(leaf)} with a graph behind it"
+    return trees.describe(leaf) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
