@@ -292,9 +292,10 @@ def _block(
 
     Nothing is told inside of a block that nobody watches.
     """
-    fetched: list[Batch] = [] if unit.watched else [*itertools.islice(batches, size)]
-    while unit.watched and len(fetched) < size and (batch := next(batches, _NO_BATCH)) is not _NO_BATCH:
-        yield run.tell("train", "fetched", state, batch)
+    fetched: list[Batch] = []
+    for batch in itertools.islice(batches, size):
+        if unit.watched:
+            yield run.tell("train", "fetched", state, batch)
         fetched.append(batch)
     if not fetched:
         return None

@@ -39,9 +39,8 @@ def recorder(
     A row has what is one number: of a step, the entries of its output; of an epoch and an evaluation, the unit's
     metrics; and what the measures read there. Of an ensemble, "loss" is the mean of its members, and "loss.std",
     "loss.0", "loss.1", ... are there too. Where there is no number, there is no row; a warning says so where training
-    leaves none at all. A call of `train` or `fit` that
-    begins where the rows already have been cuts those after that place; `evaluate` and `predict` on their own add to
-    them.
+    leaves none at all. A call of `train` or `fit` that begins where the rows already have been cuts those after that
+    place; `evaluate` and `predict` on their own add to them.
 
     Numbers are read from the device when a row is due and at no other time: that is the only wait for it.
 
